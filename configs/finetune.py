@@ -1,0 +1,79 @@
+"""Fine-tune on your own images, given as an index with masks.
+
+  rcmed train --config=configs/finetune.py:tiny --workdir=runs/mine \\
+    --config.data.index=path/to/image2label_mine.json
+
+Hardware: `:tiny` 2 CPU cores and 3 GB, a toy model from scratch that learns
+some ten images by heart within 15 minutes (a check of the whole path on real
+pixels). Without it: the 7B model with low-rank updates, as the release trains
+it, on 40 accelerators of 80 GB or more; start it from converted weights.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg=None):
+  """arg: None, or "tiny"."""
+  if arg not in (None, "tiny"):
+    raise ValueError(
+      f"configs/finetune.py:{arg} is unknown; use :tiny or nothing."
+    )
+  return _tiny() if arg == "tiny" else _full()
+
+
+def _tiny():
+  config = ConfigDict()
+  config.data = dict(
+    index="",  # yours
+    vocabulary=640,
+    prompt_weights=(0.0, 0.7, 0.3),
+    max_targets=4,
+    lengths=(128, 192),
+    mask_size=128,
+    cache=True,
+    threads=2,
+  )
+  config.model = dict(
+    image=dict(
+      image_size=128,
+      patch_size=8,
+      width=96,
+      depth=4,
+      heads=4,
+      window=8,
+      global_blocks=(1, 3),
+    ),
+    language=dict(vocabulary=0, width=96, depth=2, heads=4, hidden=256),
+    decoder=dict(width=64, depth=2, heads=4, hidden=128),
+    dropout=0.0,
+    remat=False,
+  )
+  config.optimizer = dict(
+    learning_rate=1e-3, warmup_steps=30, schedule="cosine", trainable="all"
+  )
+  config.train = dict(
+    steps=600, batch_size=10, log_every=20, checkpoint_every=300
+  )
+  config.mesh = dict(data=1)
+  config.eval = dict(batch_size=10, control_limit=10)
+  return config
+
+
+def _full():
+  config = ConfigDict()
+  config.data = dict(
+    index="",  # yours
+    tokenizer="",  # LLaMA's tokenizer.model
+    lengths=(128, 256, 513),  # the release truncates at 513
+    negative_share=0.2,
+  )
+  config.model = dict(
+    lora=dict(rank=16, alpha=16.0, dropout=0.05),
+    channel_order="bgr",  # as the released weights saw it
+    dtype="bfloat16",
+  )
+  config.optimizer = dict(trainable="release")
+  config.train = dict(steps=7730, batch_size=3200, accumulation=10)
+  config.mesh = dict(data=1, fsdp=-1)
+  config.eval = dict(batch_size=32)
+  return config

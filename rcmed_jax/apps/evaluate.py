@@ -1,0 +1,117 @@
+"""`rcmed evaluate`: score a trained model and write its report."""
+
+import argparse
+from collections.abc import Sequence
+import functools
+import pathlib
+import platform
+
+import flax
+import jax
+import tqdm
+
+import rcmed_jax
+from rcmed_jax.apps import runs, settings
+from rcmed_jax.data import checks, records
+from rcmed_jax.eval import evaluate as evaluation
+from rcmed_jax.eval import report
+from rcmed_jax.serve.assistant import Assistant
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the command; see `rcmed evaluate --help`."""
+  parser = argparse.ArgumentParser(
+    "rcmed evaluate",
+    allow_abbrev=False,
+    description="Asks a trained model about a split and writes the scores.",
+    epilog="Settings: --config.eval.key=value, --config.data.key=value ...",
+  )
+  parser.add_argument(
+    "--workdir", type=pathlib.Path, help="a run; default: the newest in runs/"
+  )
+  parser.add_argument(
+    "--index", required=True, help="image2label_<split>.json to score on"
+  )
+  parser.add_argument("--split", default="test", help="names the output files")
+  parser.add_argument(
+    "--out", type=pathlib.Path, help="default: <workdir>/report"
+  )
+  args, rest = parser.parse_known_args(argv)
+  workdir = args.workdir or runs.newest()
+  told = settings.parse(rest, default=str(workdir))
+  out = args.out or workdir / "report"
+  quarantine = checks.Quarantine(out / runs.QUARANTINE)
+  items = runs.read_items(told, args.index, quarantine, descriptions="")
+  assistant = runs.load_assistant(workdir, batch_size=told.eval.batch_size)
+  summary = evaluate(
+    assistant, items, told, out, split=args.split, training=workdir
+  )
+  print(f"evaluate: {headline(summary)} report={out / 'index.html'}")
+  return 0
+
+
+def evaluate(
+  assistant: Assistant,
+  items: Sequence[records.Record],
+  told: settings.Settings,
+  out: pathlib.Path,
+  *,
+  split: str,
+  training: pathlib.Path,
+) -> evaluation.Summary:
+  """Scores an assistant, writes the files and the page.
+
+  Args:
+    training: the run whose curves the page shows.
+  """
+  summary = evaluation.evaluate(
+    items,
+    functools.partial(runs.ask_many, assistant),
+    told.eval,
+    out,
+    split=split,
+    progress=functools.partial(
+      tqdm.tqdm, desc="evaluate", unit="image", mininterval=5
+    ),
+  )
+  report.write_report(
+    out / "index.html",
+    summary,
+    training=training / "metrics.jsonl",
+    facts={
+      "Model": {
+        "image": told.model.image,
+        "language": told.model.language,
+        "correlation": told.model.correlation,
+        "mask decoder": told.model.decoder,
+      },
+      "Training": {
+        "steps": told.train.steps,
+        "images a step": told.train.batch_size,
+        "data": told.data,
+        "optimizer": told.optimizer,
+      },
+      "Versions": {
+        "rcmed-jax": rcmed_jax.__version__,
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "python": platform.python_version(),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+      },
+    },
+  )
+  return summary
+
+
+def headline(summary: evaluation.Summary) -> str:
+  """The scores in one line."""
+  values = {
+    "dice": summary.dice,
+    "iou": summary.iou,
+    "recognition": summary.recognition,
+    "absent": summary.absent,
+  }
+  scores = " ".join(
+    f"{name}={value:.4f}" for name, value in values.items() if value is not None
+  )
+  return f"{scores} tasks={summary.tasks} images={summary.images}"

@@ -1,0 +1,219 @@
+"""A run is a folder: everything that one training made and needs.
+
+settings.json     what it was told
+tokenizer.model   its SentencePiece model
+checkpoints/, frozen/, metrics.jsonl, tensorboard/   see train/
+quarantine.jsonl  data that could not be used
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import difflib
+import pathlib
+import shutil
+
+from flax import nnx
+import jax
+
+from rcmed_jax.apps import settings
+from rcmed_jax.data import checks, pipeline, readers, records, tokens
+from rcmed_jax.eval.protocols import Request
+from rcmed_jax.model import rcmed
+from rcmed_jax.serve.assistant import Answer, Assistant, Question
+from rcmed_jax.train import checkpoints
+
+TOKENIZER = "tokenizer.model"
+QUARANTINE = "quarantine.jsonl"
+
+# Where runs go by default, and where the newest is looked for.
+RUNS = pathlib.Path("runs")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """An opened run: its folder, settings, records and tokenizer."""
+
+  workdir: pathlib.Path
+  settings: settings.Settings
+  items: Sequence[records.Record]
+  tokenizer: tokens.Tokenizer
+  quarantine: checks.Quarantine
+
+  def batches(self) -> pipeline.Pipeline:
+    """A fresh iterator of this process's training batches."""
+    return pipeline.Pipeline(
+      self.items,
+      self.tokenizer,
+      self.settings.data,
+      image_size=self.settings.model.image.image_size,
+      batch_size=self.settings.train.batch_size,
+      quarantine=self.quarantine,
+      process=jax.process_index(),
+      processes=jax.process_count(),
+    )
+
+
+def start(told: settings.Settings, workdir: pathlib.Path) -> Run:
+  """Opens a run for training, new or begun, and records its settings.
+
+  Raises:
+    DataError: the index cannot be read.
+    ValueError: the folder holds a run with other settings.
+  """
+  quarantine = checks.Quarantine(workdir / QUARANTINE)
+  items = read_items(told, told.data.index, quarantine)
+  workdir.mkdir(parents=True, exist_ok=True)
+  tokenizer = _tokenizer(told.data, items, workdir)
+  told = with_vocabulary(told, tokenizer)
+  _require_same(told, workdir)
+  settings.save(told, workdir)
+  return Run(workdir, told, items, tokenizer, quarantine)
+
+
+def read_items(
+  told: settings.Settings,
+  index: str | pathlib.Path,
+  quarantine: checks.Quarantine,
+  *,
+  descriptions: str | None = None,
+) -> list[records.Record]:
+  """The records of an index, read as the settings ask."""
+  if not index:
+    raise ValueError(
+      "config.data.index is empty; give --config.data.index=image2label.json. "
+      "`rcmed data phantom` draws a data set to begin with."
+    )
+  return readers.read_index(
+    index,
+    told.data.descriptions if descriptions is None else descriptions,
+    modality_words=dict(told.data.modality_words),
+    quarantine=quarantine,
+  )
+
+
+def load_assistant(workdir: pathlib.Path, *, batch_size: int = 1) -> Assistant:
+  """The assistant of a run's newest checkpoint.
+
+  Raises:
+    FileNotFoundError: the folder is no run.
+    ValueError: it holds no checkpoint.
+  """
+  if not (workdir / settings.RECORD).is_file():
+    raise FileNotFoundError(
+      f"{workdir} is not the folder of a run: it lacks {settings.RECORD}; "
+      "give --workdir, the folder that rcmed train or rcmed demo wrote."
+    )
+  told = settings.load(workdir)
+  tokenizer = tokens.Tokenizer(workdir / TOKENIZER)
+  model = nnx.eval_shape(lambda: rcmed.RCMed(told.model, rngs=nnx.Rngs(0)))
+  graphdef, _ = nnx.split(model)
+  with checkpoints.Checkpoints(workdir) as saved:
+    weights = saved.weights()
+  return make_assistant(
+    nnx.merge(graphdef, weights), tokenizer, told, batch_size=batch_size
+  )
+
+
+def make_assistant(
+  model: rcmed.RCMed,
+  tokenizer: tokens.Tokenizer,
+  told: settings.Settings,
+  *,
+  batch_size: int = 1,
+) -> Assistant:
+  """An assistant around a model, with the run's static shapes."""
+  return Assistant(
+    model,
+    tokenizer,
+    image_size=told.model.image.image_size,
+    lengths=told.data.lengths,
+    batch_size=batch_size,
+    max_new=told.eval.max_new,
+    max_targets=told.data.max_targets,
+  )
+
+
+def ask_many(assistant: Assistant, requests: Sequence[Request]) -> list[Answer]:
+  """Evaluation's requests, answered by an assistant."""
+  return assistant.ask_many(
+    [
+      Question(
+        request.image_IJC, request.question, describe=request.classes is None
+      )
+      for request in requests
+    ]
+  )
+
+
+def newest() -> pathlib.Path:
+  """The newest run under `runs/`.
+
+  Raises:
+    FileNotFoundError: there is none.
+  """
+  found = sorted(
+    RUNS.glob(f"*/{settings.RECORD}"), key=lambda path: path.stat().st_mtime
+  )
+  if not found:
+    raise FileNotFoundError(
+      f"no run under {RUNS}/; give --workdir, or make one with `rcmed demo`."
+    )
+  return found[-1].parent
+
+
+def with_vocabulary(
+  told: settings.Settings, tokenizer: tokens.Tokenizer
+) -> settings.Settings:
+  """Settings whose model has the tokenizer's vocabulary.
+
+  Raises:
+    ValueError: the settings name another one.
+  """
+  size = told.model.language.vocabulary
+  if size not in (0, tokenizer.vocabulary):
+    raise ValueError(
+      f"model.language.vocabulary={size}, but the tokenizer has "
+      f"{tokenizer.vocabulary} ids; set 0 to take the tokenizer's."
+    )
+  language = dataclasses.replace(
+    told.model.language, vocabulary=tokenizer.vocabulary
+  )
+  model = dataclasses.replace(told.model, language=language)
+  return dataclasses.replace(told, model=model)
+
+
+def _tokenizer(
+  config: pipeline.DataConfig,
+  items: Sequence[records.Record],
+  workdir: pathlib.Path,
+) -> tokens.Tokenizer:
+  """The run's own copy of its tokenizer, trained on the index if none is."""
+  path = workdir / TOKENIZER
+  if path.exists():
+    return tokens.Tokenizer(path)
+  if not config.tokenizer:
+    return tokens.train_tokenizer(
+      pipeline.corpus(items), config.vocabulary, path
+    )
+  tokenizer = tokens.Tokenizer(config.tokenizer)
+  shutil.copy(config.tokenizer, path)
+  return tokenizer
+
+
+def _require_same(told: settings.Settings, workdir: pathlib.Path) -> None:
+  """Refuses to go on with a run under other settings than it began with."""
+  path = workdir / settings.RECORD
+  if not path.exists():
+    return
+  before, now = path.read_text(encoding="utf-8"), settings.to_json(told)
+  changes = [
+    line
+    for line in difflib.ndiff(before.splitlines(), now.splitlines())
+    if line[0] in "+-"
+  ]
+  if changes:
+    listed = "\n  ".join(changes)
+    raise ValueError(
+      f"{workdir} holds a run with other settings (-: its own, +: these):\n  "
+      f"{listed}\nGive the same settings to go on, or another --workdir."
+    )

@@ -1,0 +1,295 @@
+"""Records to batches: deterministic, resumable, the same for any host count.
+
+Two stages. The text stage runs on the whole global batch and decodes no image:
+it draws each row's prompt and fixes the batch's length, so that all processes
+agree on it. The image stage then loads this process's rows only.
+
+  records -> shuffle, repeat -> draw prompt, tokenise -> global batch
+          -> this process's rows -> images and masks -> arrays
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import grain
+import numpy as np
+
+from rcmed_jax.data import images, prompts, readers, records, tokens
+from rcmed_jax.data.checks import DataError, Quarantine
+from rcmed_jax.data.records import Record
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """What to read and what to make of it."""
+
+  index: str = ""  # image2label_<split>.json
+  descriptions: str = ""  # JSON {image: text}; "" for none
+  tokenizer: str = ""  # SentencePiece model; "" trains one on the index
+  vocabulary: int = 1024  # pieces of a tokenizer that is trained
+  # Prompt forms: described, all targets by name, a subset by name.
+  prompt_weights: tuple[float, float, float] = (0.4, 0.4, 0.2)
+  describe: bool = True  # open answers end with the description, where there is
+  negative_share: float = 0.0  # of questions by name that ask absent classes
+  single_share: float = 0.0  # of questions by name that ask one class alone
+  noise_share: float = 0.0  # of rows whose image is noise, all classes absent
+  shuffle_classes: bool = False  # ask in random order, not the index's
+  # Most classes of one answer, so masks of one row. Of a record with more,
+  # some are drawn anew each time, so that all are learned.
+  max_targets: int = 8
+  # Masks that one row is trained on, drawn from its [SEG]; 0: all of them. The
+  # others are trained as text. Fewer masks, more images a second.
+  masks_per_row: int = 0
+  lengths: tuple[int, ...] = (513,)  # of padded text; the release truncates
+  mask_size: int = 256  # side of the reference masks that the loss sees
+  cache: bool = False  # keep decoded samples in memory: small sets only
+  threads: int = 4  # readers ahead of the training step
+  seed: int = 0
+  # More words of file names, ("cta", "computed tomography"), ...
+  modality_words: tuple[tuple[str, str], ...] = ()
+
+  def __post_init__(self) -> None:
+    for name in ("max_targets", "mask_size", "vocabulary"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"data.{name}={getattr(self, name)} must be positive.")
+    if min(self.prompt_weights) < 0 or not sum(self.prompt_weights):
+      raise ValueError(
+        f"data.prompt_weights={self.prompt_weights} must be three weights, "
+        "none negative and not all 0."
+      )
+    for name in ("negative_share", "single_share", "noise_share"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(
+          f"data.{name}={getattr(self, name)} must lie within 0..1."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+  """One row after the text stage."""
+
+  record: int  # index into the records; -1: nothing to learn here
+  tokens_T: np.ndarray
+  labels_T: np.ndarray
+  targets: tuple[tuple[int, str], ...]  # (which [SEG] of the row, class)
+  noise: int | None  # seed of a noise image; None: the record's own image
+
+
+class Pipeline:
+  """An endless, resumable iterator of batches.
+
+  Args:
+    items: the records, as `readers.read_index` gives them.
+    tokenizer: of the model.
+    config: see `DataConfig`.
+    image_size: side of the model's frame.
+    batch_size: rows over all processes.
+    quarantine: takes what cannot be used. Such a row stays in its batch with
+      nothing to learn from and `record_B` = -1; a bad mask alone leaves out
+      its own target and the row's text, which speaks of it.
+    process, processes: whose rows to load. Process p has the p-th run of
+      neighbouring rows, as jax.make_array_from_process_local_data puts them.
+  """
+
+  def __init__(
+    self,
+    items: Sequence[Record],
+    tokenizer: tokens.Tokenizer,
+    config: DataConfig,
+    *,
+    image_size: int,
+    batch_size: int,
+    quarantine: Quarantine,
+    process: int = 0,
+    processes: int = 1,
+  ):
+    if batch_size % processes:
+      raise ValueError(
+        f"train.batch_size={batch_size} does not divide by the {processes} "
+        "processes; choose one that does."
+      )
+    shortest = tokenizer.encode_prompt(prompts.conversation("?"))
+    tokens.fit(len(shortest), config.lengths)  # fails before the first step
+    self._items = items
+    self._tokenizer = tokenizer
+    self._config = config
+    self._masks_per_row = config.masks_per_row or config.max_targets
+    self._image_size = image_size
+    self._quarantine = quarantine
+    self._siblings = readers.class_table(items)
+    share = batch_size // processes
+    self._share = slice(process * share, (process + 1) * share)
+    self._decoded = (
+      functools.cache(self._decode) if config.cache else self._decode
+    )
+    dataset = (
+      grain.MapDataset.range(len(items))
+      .seed(config.seed)
+      .shuffle()
+      .repeat()
+      .random_map(self._write)
+      .batch(batch_size, batch_fn=self._collate)
+      .map(self._load)
+    )
+    options = grain.ReadOptions(
+      num_threads=config.threads, prefetch_buffer_size=max(config.threads, 1)
+    )
+    self._batches = iter(dataset.to_iter_dataset(options))
+
+  def __iter__(self) -> Iterator[Batch]:
+    return self
+
+  def __next__(self) -> Batch:
+    return next(self._batches)
+
+  def get_state(self) -> Any:
+    """Where the iterator stands, as JSON values."""
+    return self._batches.get_state()
+
+  def set_state(self, state: Any) -> None:
+    """Goes on from `get_state`'s place, whatever the process count was."""
+    self._batches.set_state(state)
+
+  def _write(self, index: int, rng: np.random.Generator) -> _Row:
+    """The text stage of one row."""
+    record, config = self._items[index], self._config
+    siblings = self._siblings[record.dataset, record.modality]
+    noisy = bool(siblings) and rng.random() < config.noise_share
+    present = () if noisy else record.classes
+    asked = prompts.draw(
+      rng,
+      present,
+      [name for name in siblings if name not in present],
+      record.modality,
+      weights=config.prompt_weights,
+      described=bool(record.description),
+      most=config.max_targets,
+      negative_share=config.negative_share,
+      single_share=config.single_share,
+      only_absent=noisy,
+      shuffle=config.shuffle_classes,
+    )
+    noise = int(rng.integers(2**31)) if noisy else None
+    says_more = asked.describe and config.describe
+    description = record.description if says_more else None
+    tokens_T, labels_T = self._encode(record, asked, description)
+    longest = max(config.lengths)
+    if description and len(tokens_T) > longest:
+      self._too_long(record, "description", len(tokens_T), "goes without it")
+      tokens_T, labels_T = self._encode(record, asked, None)
+    if len(tokens_T) > longest:
+      self._too_long(record, "classes", len(tokens_T), "teaches nothing")
+      blank_T = np.full(longest, tokens.IGNORE_LABEL, np.int32)
+      return _Row(-1, tokens_T[:longest], blank_T, (), None)
+    named = tuple(enumerate(asked.present))
+    kept = rng.permutation(len(named))[: self._masks_per_row]
+    targets = tuple(named[int(k)] for k in sorted(kept))
+    return _Row(index, tokens_T, labels_T, targets, noise)
+
+  def _encode(
+    self, record: Record, asked: prompts.Asked, description: str | None
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and labels of one conversation."""
+    return self._tokenizer.encode_answer(
+      prompts.conversation(asked.question, describe=asked.describe),
+      prompts.answer(record.modality, asked.present, asked.absent, description),
+    )
+
+  def _too_long(
+    self, record: Record, what: str, length: int, outcome: str
+  ) -> None:
+    self._quarantine.add(
+      DataError(
+        record.image,
+        what,
+        f"the text has {length} tokens and at most "
+        f"{max(self._config.lengths)} fit, so its row {outcome}",
+        "Shorten it or add a length to data.lengths",
+      )
+    )
+
+  def _collate(self, rows: Sequence[_Row]) -> tuple[int, list[_Row]]:
+    """The global batch's length and this process's rows."""
+    longest = max(len(row.tokens_T) for row in rows)
+    return tokens.fit(longest, self._config.lengths), list(rows[self._share])
+
+  def _load(self, batch: tuple[int, list[_Row]]) -> Batch:
+    """The image stage: arrays of this process's rows."""
+    length, rows = batch
+    size, mask_size = self._image_size, self._config.mask_size
+    targets = len(rows), self._masks_per_row
+    tokens_BT, length_B = tokens.pad([row.tokens_T for row in rows], (length,))
+    labels_BT, _ = tokens.pad(
+      [row.labels_T for row in rows], (length,), tokens.IGNORE_LABEL
+    )
+    arrays = {
+      "pixels_BIJC": np.zeros((len(rows), size, size, 3), np.uint8),
+      "extent_B2": np.full((len(rows), 2), size, np.int32),
+      "tokens_BT": tokens_BT,
+      "length_B": length_B,
+      "labels_BT": labels_BT,
+      "seg_BG": np.zeros(targets, np.int32),
+      "valid_BG": np.zeros(targets, bool),
+      "masks_BGIJ": np.zeros((*targets, mask_size, mask_size), np.uint8),
+      "record_B": np.array([row.record for row in rows], np.int64),
+    }
+    for b, row in enumerate(rows):
+      self._fill(arrays, b, row)
+    return arrays
+
+  def _fill(self, arrays: Batch, b: int, row: _Row) -> None:
+    """Writes row b's image and masks; a bad sample stays blank."""
+    if row.noise is not None:
+      rng = np.random.default_rng(row.noise)
+      arrays["pixels_BIJC"][b] = images.noise(rng, self._image_size)
+      return
+    if row.record < 0:
+      return
+    try:
+      pixels_IJC, extent_2, masks = self._decoded(row.record)
+    except DataError as error:
+      self._quarantine.add(error)
+      arrays["labels_BT"][b] = tokens.IGNORE_LABEL
+      arrays["record_B"][b] = -1
+      return
+    arrays["pixels_BIJC"][b], arrays["extent_B2"][b] = pixels_IJC, extent_2
+    (seg_G,) = (row.tokens_T == self._tokenizer.seg_id).nonzero()
+    for g, (k, name) in enumerate(row.targets):
+      if name not in masks:  # quarantined: the answer claims what is unknown
+        arrays["labels_BT"][b] = tokens.IGNORE_LABEL
+        continue
+      arrays["seg_BG"][b, g] = seg_G[k]
+      arrays["valid_BG"][b, g] = True
+      arrays["masks_BGIJ"][b, g] = masks[name]
+
+  def _decode(
+    self, index: int
+  ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Pixels, extent and masks by class, in the model's frame."""
+    triplet = records.load(self._items[index], self._quarantine.add)
+    pixels_IJC, extent_2 = images.prepare(triplet.image_IJC, self._image_size)
+    masks = {
+      name: images.prepare_mask(mask_IJ, self._config.mask_size)
+      for name, mask_IJ in zip(triplet.classes, triplet.masks_GIJ, strict=True)
+    }
+    return pixels_IJC, extent_2, masks
+
+
+def corpus(items: Sequence[Record]) -> Iterator[str]:
+  """Text to train a tokenizer on: every template, name and description."""
+  names: dict[str, set[str]] = {}
+  for record in items:
+    names.setdefault(record.modality, set()).update(record.classes)
+    if record.description:
+      yield record.description
+  for modality, classes in sorted(names.items()):
+    listed = sorted(classes)
+    for template in range(prompts.TEMPLATES):
+      yield prompts.conversation(prompts.question(listed, modality, template))
+      yield prompts.answer(modality, listed, listed)
+  for template in range(prompts.DESCRIPTION_TEMPLATES):
+    yield prompts.conversation(prompts.description_question(template))

@@ -1,0 +1,309 @@
+"""Evaluation of one split: every record read once, asked, scored, written.
+
+A record that cannot be read goes to the quarantine and is counted there; none
+takes its place. Scores do not depend on the batch size or the device count:
+requests are handed over in the order of the records and padding, if a model
+needs any, stays on its side.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+
+from rcmed_jax.data import readers, records
+from rcmed_jax.data.records import Record
+from rcmed_jax.eval import metrics, outputs, overlays, summary
+from rcmed_jax.eval.protocols import (
+  Answer,
+  Ask,
+  EvalConfig,
+  Found,
+  Request,
+  asks,
+  draw,
+)
+from rcmed_jax.eval.summary import Absent, Control, Quarantined, Summary, Tally
+
+__all__ = ["Answer", "EvalConfig", "Found", "Request", "Summary", "evaluate"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Claim:
+  """What an answer says of one class."""
+
+  present: bool
+  mask_IJ: np.ndarray  # bool; empty where absent
+  confidence: float  # 0 where absent
+
+
+def evaluate(
+  index: Sequence[Record],
+  ask_many: Callable[[Sequence[Request]], Sequence[Answer]],
+  config: EvalConfig,
+  out_dir: str | Path,
+  *,
+  split: str = "test",
+  progress: Callable[[Sequence[Record]], Iterable[Record]] = iter,
+) -> Summary:
+  """Returns the summary of a split, after writing its files to `out_dir`.
+
+  Args:
+    index: the records; all of them tell which classes may be asked as absent,
+      also where `config.limit` evaluates fewer.
+    ask_many: one answer per request, in order; masks on the request's grid.
+    split: names the files, as in `summary--test.json`.
+    progress: wraps the records as they are read, for a progress bar.
+
+  Raises:
+    ValueError: no record, none that can be read, or answers that do not fit
+      their requests.
+
+  Source: the released evaluator's files; its protocol differs (it feeds the
+  reference answer, here the model generates).
+  """
+  if not index:
+    raise ValueError(
+      f"split {split!r} holds no record; expected at least one. Check the "
+      "index file."
+    )
+  chosen = draw(index, config.limit, config.seed)
+  evaluated = [record for record in index if record.id in chosen]
+  tally = Tally()
+  examples = _examples(evaluated, config.gallery, config.seed)
+  gallery = overlays.Gallery(examples, config.worst)
+  stream = _stream(index, evaluated, config, tally, progress)
+  for batch in _batches(stream, config.batch_size):
+    answers = ask_many([ask.request for ask in batch])
+    if len(answers) != len(batch):
+      raise ValueError(
+        f"ask_many received {len(batch)} requests and returned "
+        f"{len(answers)} answers; it must return one for each, in order."
+      )
+    for ask, answer in zip(batch, answers, strict=True):
+      _score(ask, answer, tally, gallery)
+  result = summary.summarize(tally, config, split, gallery)
+  outputs.write(result, tally, Path(out_dir))
+  return result
+
+
+def _stream(
+  index: Sequence[Record],
+  evaluated: Sequence[Record],
+  config: EvalConfig,
+  tally: Tally,
+  progress: Callable[[Sequence[Record]], Iterable[Record]],
+) -> Iterator[Ask]:
+  """Yields all requests, loading one record at a time."""
+  siblings = readers.class_table(index)
+  vocabulary = sorted({name for names in siblings.values() for name in names})
+  controlled = draw(evaluated, config.control_limit, config.seed)
+  for record in progress(evaluated):
+    try:
+      triplet = records.load(record)
+    except records.DataError as error:
+      tally.quarantine.append(
+        Quarantined(record.id, error.path, error.field, str(error))
+      )
+      continue
+    tally.images += 1
+    yield from asks(
+      record,
+      triplet,
+      config,
+      siblings=siblings[record.dataset, record.modality],
+      vocabulary=vocabulary,
+      controls=record.id in controlled,
+    )
+
+
+def _batches(stream: Iterator[Ask], size: int) -> Iterator[list[Ask]]:
+  while batch := list(itertools.islice(stream, size)):
+    yield batch
+
+
+def _examples(evaluated: Sequence[Record], number: int, seed: int) -> set[str]:
+  """Returns the ids of `number` records of each modality, drawn by seed."""
+  groups: dict[str, list[Record]] = {}
+  for record in evaluated:
+    groups.setdefault(record.modality, []).append(record)
+  if not number:
+    return set()
+  return {id for group in groups.values() for id in draw(group, number, seed)}
+
+
+def _score(
+  ask: Ask, answer: Answer, tally: Tally, gallery: overlays.Gallery
+) -> None:
+  """Adds one answer to the tally."""
+  if ask.kind == "named":
+    scores = _mask_scores(ask, answer)
+    tally.masks += scores
+    _keep(ask, answer, scores, gallery)
+  elif ask.kind == "open":
+    tally.open_masks += _mask_scores(ask, answer)
+    tally.named.append(_named(ask, answer))
+  elif ask.kind == "absent":
+    tally.absent.append(_absent(ask, answer))
+  else:
+    tally.controls += _control(ask, answer)
+
+
+def _mask_scores(ask: Ask, answer: Answer) -> list[metrics.MaskScore]:
+  """Scores each reference class; one the answer lacks has an empty mask."""
+  scores = []
+  references = _references(ask)
+  for name in _asked(ask):
+    ref_IJ = references[name]
+    claim = _claim(ask, answer, name)
+    scores.append(
+      metrics.MaskScore(
+        record=ask.record.id,
+        dataset=ask.record.dataset,
+        modality=ask.triplet.modality,
+        name=name,
+        counts=metrics.count(claim.mask_IJ, ref_IJ),
+        box_iou=metrics.box_iou(claim.mask_IJ, ref_IJ),
+        present=claim.present,
+        confidence=claim.confidence,
+      )
+    )
+  return scores
+
+
+def _named(ask: Ask, answer: Answer) -> metrics.Named:
+  said = (t.name or "(unnamed)" for t in answer.targets if t.present)
+  return metrics.Named(
+    record=ask.record.id,
+    modality=ask.triplet.modality,
+    said_modality=answer.modality,
+    classes=ask.triplet.classes,
+    said_classes=tuple(dict.fromkeys(said)),
+  )
+
+
+def _absent(ask: Ask, answer: Answer) -> Absent:
+  claim = _claim(ask, answer, ask.target)
+  return Absent(
+    record=ask.record.id,
+    dataset=ask.record.dataset,
+    modality=ask.triplet.modality,
+    name=ask.target,
+    rejected=not claim.present,
+    confidence=claim.confidence,
+  )
+
+
+def _control(ask: Ask, answer: Answer) -> list[Control]:
+  """Scores the answer to a spoilt question or image.
+
+  A wrong name is scored with everything that comes back, whatever the answer
+  calls it. Over noise there is no reference, so no Dice, and every target
+  counts, asked for or not.
+  """
+  references = _references(ask)
+  asked = list(ask.request.classes or ())
+  if ask.kind == "wrong_name":
+    claim = _claim(ask, answer)
+    counts = metrics.count(claim.mask_IJ, references[ask.target])
+    return [_row(ask, asked[0], ask.target, claim, counts.dice)]
+  if ask.kind == "noise":
+    said = [target.name for target in answer.targets if target.present]
+    return [
+      _row(ask, name, name, _claim(ask, answer, name), None)
+      for name in dict.fromkeys((*asked, *said))
+    ]
+  rows = []
+  for name in asked:
+    claim = _claim(ask, answer, name)
+    counts = metrics.count(claim.mask_IJ, references[name])
+    rows.append(_row(ask, name, name, claim, counts.dice))
+  return rows
+
+
+def _row(
+  ask: Ask, asked: str, target: str, claim: _Claim, dice: float | None
+) -> Control:
+  return Control(
+    kind=ask.kind,
+    record=ask.record.id,
+    modality=ask.triplet.modality,
+    asked=asked,
+    target=target,
+    dice=dice,
+    present=claim.present,
+    confidence=claim.confidence,
+  )
+
+
+def _keep(
+  ask: Ask,
+  answer: Answer,
+  scores: Sequence[metrics.MaskScore],
+  gallery: overlays.Gallery,
+) -> None:
+  """Draws the pictures of an image, if the report will show it."""
+  dice = tuple(score.counts.dice for score in scores)
+  if not gallery.wants(ask.record.id, sum(dice) / len(dice)):
+    return
+  asked, masks = _asked(ask), _references(ask)
+  references = [masks[name] for name in asked]
+  predictions = [_claim(ask, answer, name).mask_IJ for name in asked]
+  gallery.add(
+    overlays.Sample(
+      record=ask.record.id,
+      modality=ask.triplet.modality,
+      question=ask.request.question,
+      answer=answer.text,
+      classes=asked,
+      dice=dice,
+      present=tuple(score.present for score in scores),
+      shape=ask.triplet.image_IJC.shape[:2],
+      image=overlays.image_png(ask.triplet.image_IJC),
+      reference=overlays.overlay_png(references),
+      prediction=overlays.overlay_png(predictions, outlines=references),
+    )
+  )
+
+
+def _references(ask: Ask) -> dict[str, np.ndarray]:
+  """Returns class -> reference mask of the image."""
+  masks_GIJ = ask.triplet.masks_GIJ
+  return dict(zip(ask.triplet.classes, masks_GIJ, strict=True))
+
+
+def _asked(ask: Ask) -> tuple[str, ...]:
+  """Returns the classes whose masks are scored: all, if none was named."""
+  return ask.request.classes or ask.triplet.classes
+
+
+def _claim(ask: Ask, answer: Answer, name: str | None = None) -> _Claim:
+  """Returns the union of an answer's targets of one class, case ignored.
+
+  Args:
+    name: the class; None for the union of all targets.
+  """
+  shape = ask.request.image_IJC.shape[:2]
+  found = [
+    target
+    for target in answer.targets
+    if target.present and (name is None or target.name.lower() == name.lower())
+  ]
+  mask_IJ = np.zeros(shape, bool)
+  for target in found:
+    if target.mask_IJ is None:
+      continue
+    if target.mask_IJ.shape != shape:
+      raise ValueError(
+        f"{ask.record.id}: the mask of {target.name!r} has the shape "
+        f"{target.mask_IJ.shape}, expected {shape}, that of the request's "
+        "image; resize masks to it."
+      )
+    mask_IJ |= target.mask_IJ
+  return _Claim(
+    present=bool(found),
+    mask_IJ=mask_IJ,
+    confidence=max((float(target.confidence) for target in found), default=0.0),
+  )

@@ -1,0 +1,62 @@
+"""The files of one split.
+
+Their names and main keys follow the released evaluator, so that results
+compare. Nothing in them depends on the clock or the batch size: the same
+answers give the same bytes.
+"""
+
+from collections.abc import Iterable, Mapping
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from rcmed_jax.eval.metrics import MaskScore
+from rcmed_jax.eval.summary import Summary, Tally
+
+# The release calls these files IoU; what they hold is mean Dice.
+DICE_NOTE = "mean Dice over masks, despite the name of this file"
+
+
+def write(summary: Summary, tally: Tally, out_dir: Path) -> None:
+  """Writes the files of a split; existing ones are replaced."""
+  out_dir.mkdir(parents=True, exist_ok=True)
+  split, tables = summary.split, summary.tables
+  _write_json(out_dir / f"summary--{split}.json", tables)
+  for file, table in (("class", "by_class"), ("mod", "by_modality")):
+    dice = {key: row["dice"] for key, row in tables[table].items()}
+    path = out_dir / f"{file}_iou_avg--{split}.json"
+    _write_json(path, {"_note": DICE_NOTE, **dice})
+  for file, rows in (
+    ("metrics", map(_mask_line, tally.masks)),
+    ("recognition", map(_line, tally.named)),
+    ("absent", map(_line, tally.absent)),
+    ("controls", map(_line, tally.controls)),
+    ("quarantine", map(_line, tally.quarantine)),
+  ):
+    _write_lines(out_dir / f"{file}--{split}.jsonl", rows)
+
+
+def _line(row: Any) -> dict[str, Any]:
+  line = dataclasses.asdict(row)
+  if "name" in line:
+    line["class"] = line.pop("name")
+  return line
+
+
+def _mask_line(score: MaskScore) -> dict[str, Any]:
+  line = _line(score)
+  counts = line.pop("counts")
+  return line | counts | {"dice": score.counts.dice, "iou": score.counts.iou}
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+  text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
+  path.write_text(text + "\n", encoding="utf-8")
+
+
+def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+  with path.open("w", encoding="utf-8") as file:
+    for row in rows:
+      line = json.dumps(row, sort_keys=True, allow_nan=False)
+      file.write(line + "\n")

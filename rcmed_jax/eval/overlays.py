@@ -1,0 +1,161 @@
+"""Pictures kept while evaluating: small, so that memory stays bounded."""
+
+import bisect
+from collections.abc import Sequence
+import dataclasses
+
+import cv2
+import numpy as np
+
+# Colours of the targets of one image, RGB: told apart on grey and on tissue,
+# and by readers who confuse red and green (after Okabe and Ito).
+COLORS = (
+  (86, 180, 233),
+  (230, 159, 0),
+  (0, 190, 140),
+  (240, 228, 66),
+  (226, 110, 176),
+  (225, 94, 20),
+  (150, 140, 255),
+  (160, 220, 90),
+)
+IMAGE_SIDE = 256  # pixels; larger images are reduced, none is enlarged
+OVERLAY_SIDE = 384  # pixels; contours are drawn at this size
+FILL = 84  # opacity of the fill, 0..255
+LINE = 2  # pixels, width of a contour
+REFERENCE_LINE = (255, 255, 255)  # reference drawn over the prediction
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """One image as the report shows it. The pictures are PNG bytes."""
+
+  record: str
+  modality: str
+  question: str
+  answer: str
+  classes: tuple[str, ...]  # the place of a class is the place of its colour
+  dice: tuple[float, ...]  # of each class
+  present: tuple[bool, ...]  # the answer holds the class
+  shape: tuple[int, int]  # rows and columns of the image
+  image: bytes  # RGB
+  reference: bytes  # RGBA, clear outside the masks
+  prediction: bytes  # RGBA, with the reference as a thin white line
+
+  @property
+  def mean_dice(self) -> float:
+    return sum(self.dice) / len(self.dice)
+
+
+class Gallery:
+  """Keeps the samples of chosen records, and those with the lowest Dice."""
+
+  def __init__(self, chosen: set[str], worst: int):
+    self._chosen = chosen
+    self._worst = worst
+    self.examples: list[Sample] = []
+    self.lowest: list[Sample] = []  # lowest mean Dice first
+
+  def wants(self, record: str, mean_dice: float) -> bool:
+    """Whether this record's sample would be kept."""
+    return record in self._chosen or self._is_low(record, mean_dice)
+
+  def add(self, sample: Sample) -> None:
+    """Keeps a wanted sample where it belongs."""
+    if sample.record in self._chosen:
+      self.examples.append(sample)
+    if self._is_low(sample.record, sample.mean_dice):
+      bisect.insort(self.lowest, sample, key=_badness)
+      del self.lowest[self._worst :]
+
+  def _is_low(self, record: str, mean_dice: float) -> bool:
+    if len(self.lowest) < self._worst:
+      return True
+    last = self.lowest[-1:]
+    return bool(last) and (mean_dice, record) < _badness(last[0])
+
+
+def color(place: int) -> tuple[int, int, int]:
+  """Returns the RGB colour of an image's target at `place`."""
+  return COLORS[place % len(COLORS)]
+
+
+def image_png(image_IJC: np.ndarray) -> bytes:
+  """Returns uint8[I, J, 3] RGB as PNG, reduced to `IMAGE_SIDE` at most."""
+  scale = min(1.0, IMAGE_SIDE / max(image_IJC.shape[:2]))
+  size = _size(image_IJC.shape[:2], scale)
+  small_IJC = cv2.resize(image_IJC, size, interpolation=cv2.INTER_AREA)
+  return _png(cv2.cvtColor(small_IJC, cv2.COLOR_RGB2BGR))
+
+
+def overlay_png(
+  masks: Sequence[np.ndarray], outlines: Sequence[np.ndarray] = ()
+) -> bytes:
+  """Returns masks as a clear PNG: translucent fill, solid contour.
+
+  Args:
+    masks: bool[I, J] each; the k-th is drawn in `color(k)`.
+    outlines: bool[I, J] each, drawn as a thin white line on top.
+  """
+  rows, columns = masks[0].shape
+  scale = OVERLAY_SIDE / max(rows, columns)
+  size = _size((rows, columns), scale)
+  canvas_IJC = np.zeros((size[1], size[0], 4), np.uint8)
+  large = [_enlarge(mask_IJ, size) for mask_IJ in masks]
+  for place, mask_IJ in enumerate(large):
+    canvas_IJC[mask_IJ > 0] = (*color(place)[::-1], FILL)
+  for place, mask_IJ in enumerate(large):
+    _outline(canvas_IJC, mask_IJ, color(place), LINE)
+  for mask_IJ in outlines:
+    _outline(canvas_IJC, _enlarge(mask_IJ, size), REFERENCE_LINE, 1)
+  return _png(canvas_IJC)
+
+
+def painted(image_IJC: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
+  """Returns the image, uint8[I, J, 3] RGB, with masks filled and outlined."""
+  result_IJC = image_IJC.copy()
+  opacity = FILL / 255
+  for place, mask_IJ in enumerate(masks):
+    tinted = (1 - opacity) * result_IJC[mask_IJ] + opacity * np.array(
+      color(place)
+    )
+    result_IJC[mask_IJ] = tinted.round().astype(np.uint8)
+  for place, mask_IJ in enumerate(masks):
+    contours, _ = cv2.findContours(
+      mask_IJ.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
+    )
+    cv2.drawContours(result_IJC, contours, -1, color(place), LINE)
+  return result_IJC
+
+
+def _badness(sample: Sample) -> tuple[float, str]:
+  return sample.mean_dice, sample.record
+
+
+def _size(shape: tuple[int, int], scale: float) -> tuple[int, int]:
+  """Returns (columns, rows), as OpenCV wants them, at least one pixel each."""
+  return max(1, round(shape[1] * scale)), max(1, round(shape[0] * scale))
+
+
+def _enlarge(mask_IJ: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  soft_IJ = cv2.resize(mask_IJ.astype(np.uint8) * 255, size)  # bilinear
+  return (soft_IJ > 127).astype(np.uint8)
+
+
+def _outline(
+  canvas_IJC: np.ndarray,
+  mask_IJ: np.ndarray,
+  rgb: tuple[int, int, int],
+  width: int,
+) -> None:
+  contours, _ = cv2.findContours(mask_IJ, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+  cv2.drawContours(canvas_IJC, contours, -1, (*rgb[::-1], 255), width)
+
+
+def _png(image_IJC: np.ndarray) -> bytes:
+  done, data = cv2.imencode(".png", image_IJC, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+  if not done:
+    raise ValueError(
+      f"OpenCV cannot write an image of shape {image_IJC.shape} as PNG."
+    )
+  return data.tobytes()

@@ -1,0 +1,220 @@
+"""What is asked of one image, and what an answer has to hold.
+
+Everything that reaches the model is made here, from the image, the class names
+and the modality. Descriptions and mask files never take part.
+
+  named          every class of the reference, by name, in one question or
+                 `classes_per_question` at a time
+  open           an open question that names nothing
+  absent         one class of the same dataset and modality that the image
+                 lacks, alone in its question
+  wrong_name     control: a class that the image lacks, of any modality;
+                 whatever comes back is scored against a present class
+  noise          control: the named question, over noise instead of the image
+  shuffled_text  control: the named question with its words in random order
+
+All draws come from (seed, purpose, record id), so that neither the order of
+the records nor the batch size changes them.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import hashlib
+from typing import Protocol
+
+import numpy as np
+
+from rcmed_jax.data import prompts
+from rcmed_jax.data.records import Record, Triplet
+
+PROTOCOLS = ("named", "open", "absent")
+CONTROLS = ("wrong_name", "noise", "shuffled_text")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """How a split is evaluated. `limit` and the like: 0 means all records."""
+
+  batch_size: int = 8  # requests handed over together; changes no number
+  max_new: int = 128  # longest answer, in tokens
+  limit: int = 0  # records evaluated, drawn by seed
+  protocols: tuple[str, ...] = PROTOCOLS
+  controls: tuple[str, ...] = CONTROLS
+  control_limit: int = 200  # records the controls run on, drawn by seed
+  # Classes named in one question; 0: all of an image, the release's protocol.
+  classes_per_question: int = 0
+  absent_per_image: int = 2  # at most this many absent classes asked
+  confident: float = 0.5  # confidence from which a target counts as claimed
+  bootstrap: int = 1000  # resamplings behind each 95% interval; 0: none
+  gallery: int = 2  # images per modality shown in the report, drawn by seed
+  worst: int = 8  # images with the lowest Dice shown in the report
+  seed: int = 0
+
+  def __post_init__(self) -> None:
+    for field, allowed in (("protocols", PROTOCOLS), ("controls", CONTROLS)):
+      for name in getattr(self, field):
+        if name not in allowed:
+          raise ValueError(
+            f"eval.{field}: {name!r} is unknown; choose from {allowed}."
+          )
+    if "named" not in self.protocols:
+      raise ValueError(
+        f"eval.protocols={self.protocols} lacks 'named', against which all "
+        "else is read; add it."
+      )
+    if self.batch_size < 1:
+      raise ValueError(f"eval.batch_size={self.batch_size} must be at least 1.")
+    if 0 < self.bootstrap < 100:
+      raise ValueError(
+        f"eval.bootstrap={self.bootstrap} is too few for a 95% interval; "
+        "use 0 for none, or at least 100."
+      )
+
+
+class Found(Protocol):
+  """One target of an answer."""
+
+  @property
+  def name(self) -> str: ...
+
+  @property
+  def present(self) -> bool: ...
+
+  @property
+  def mask_IJ(self) -> np.ndarray | None:
+    """bool, on the grid of the image that was asked about."""
+    ...
+
+  @property
+  def confidence(self) -> float:
+    """0..1"""
+    ...
+
+
+class Answer(Protocol):
+  """What a model returns for one request."""
+
+  @property
+  def text(self) -> str: ...
+
+  @property
+  def modality(self) -> str | None: ...
+
+  @property
+  def targets(self) -> Sequence[Found]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What a model receives: nothing else of a record reaches it."""
+
+  image_IJC: np.ndarray  # uint8, RGB
+  question: str
+  classes: tuple[str, ...] | None  # named in the question; None: open question
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+  """A request together with what is needed to score its answer."""
+
+  kind: str  # one of PROTOCOLS or CONTROLS
+  request: Request
+  record: Record
+  triplet: Triplet
+  target: str = ""  # absent: the class asked; wrong_name: the one scored
+
+
+def draw(records: Sequence[Record], number: int, seed: int) -> set[str]:
+  """Returns the ids of `number` records drawn by seed; of all where 0."""
+  ids = [record.id for record in records]
+  if not 0 < number < len(ids):
+    return set(ids)
+  return set(sorted(ids, key=lambda id: _digest(seed, "draw", id))[:number])
+
+
+def asks(
+  record: Record,
+  triplet: Triplet,
+  config: EvalConfig,
+  *,
+  siblings: Sequence[str],
+  vocabulary: Sequence[str],
+  controls: bool,
+) -> Iterator[Ask]:
+  """Yields all that is asked of one image, named first.
+
+  Args:
+    siblings: the classes of the record's dataset and modality.
+    vocabulary: the classes of all records.
+    controls: whether this record takes part in the controls.
+  """
+  image_IJC, here = triplet.image_IJC, triplet.classes
+  if here:
+    random = _random(config, "named", record)
+    size = config.classes_per_question or len(here)
+    for start in range(0, len(here), size):
+      part = here[start : start + size]
+      text = _question(part, triplet.modality, random)
+      named = Request(image_IJC, text, part)
+      yield Ask("named", named, record, triplet)
+      if controls and start == 0:
+        wrong = [name for name in vocabulary if name not in here]
+        yield from _controls(named, record, triplet, config, wrong)
+  if "open" in config.protocols:
+    random = _random(config, "open", record)
+    template = int(random.integers(prompts.DESCRIPTION_TEMPLATES))
+    text = prompts.description_question(template)
+    yield Ask("open", Request(image_IJC, text, None), record, triplet)
+  if "absent" in config.protocols:
+    random = _random(config, "absent", record)
+    missing = [name for name in siblings if name not in here]
+    for place in random.permutation(len(missing))[: config.absent_per_image]:
+      name = missing[int(place)]
+      text = _question((name,), triplet.modality, random)
+      request = Request(image_IJC, text, (name,))
+      yield Ask("absent", request, record, triplet, name)
+
+
+def _controls(
+  named: Request,
+  record: Record,
+  triplet: Triplet,
+  config: EvalConfig,
+  wrong: Sequence[str],
+) -> Iterator[Ask]:
+  """Yields the controls of an image, each a change to its first question."""
+  if "wrong_name" in config.controls and wrong:
+    random = _random(config, "wrong_name", record)
+    target = triplet.classes[int(random.integers(len(triplet.classes)))]
+    name = wrong[int(random.integers(len(wrong)))]
+    text = _question((name,), triplet.modality, random)
+    request = Request(named.image_IJC, text, (name,))
+    yield Ask("wrong_name", request, record, triplet, target)
+  if "noise" in config.controls:
+    random = _random(config, "noise", record)
+    noise_IJC = random.integers(0, 256, named.image_IJC.shape, np.uint8)
+    request = dataclasses.replace(named, image_IJC=noise_IJC)
+    yield Ask("noise", request, record, triplet)
+  if "shuffled_text" in config.controls:
+    random = _random(config, "shuffled_text", record)
+    text = " ".join(random.permutation(named.question.split()).tolist())
+    request = dataclasses.replace(named, question=text)
+    yield Ask("shuffled_text", request, record, triplet)
+
+
+def _question(
+  classes: Sequence[str], modality: str, random: np.random.Generator
+) -> str:
+  template = int(random.integers(prompts.TEMPLATES))
+  return prompts.question(classes, modality, template)
+
+
+def _random(
+  config: EvalConfig, purpose: str, record: Record
+) -> np.random.Generator:
+  return np.random.default_rng(_digest(config.seed, purpose, record.id))
+
+
+def _digest(seed: int, purpose: str, id: str) -> int:
+  text = f"{seed}\n{purpose}\n{id}"
+  return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")

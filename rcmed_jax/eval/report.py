@@ -1,0 +1,134 @@
+"""The report of an evaluation: one HTML file that needs nothing else.
+
+Styles, scripts, charts and pictures are inside, so that the file can be mailed
+or archived. `report.html` holds the page's frame, this file fills it, and
+`sections.py` writes what goes between.
+"""
+
+import collections
+from collections.abc import Mapping
+import html
+import importlib.resources
+import json
+from pathlib import Path
+import string
+
+from rcmed_jax.eval import charts, sections
+from rcmed_jax.eval.summary import Summary
+
+FRAME = "report.html"
+
+# The terms of the loss share one chart; every other number has its own.
+LOSS_TERMS = ("loss", "text", "dice", "bce", "boundary")
+
+# What metrics.jsonl says besides curves.
+NOT_CURVES = ("step", "non_finite", "time", "epoch")
+
+# Shorter or plainer names for what the training loop logs.
+CURVE_TITLES = {
+  "learning_rate": "Learning rate",
+  "images_per_s": "Images per second",
+  "grad_norm": "Gradient norm before clipping",
+}
+
+
+def write_report(
+  path: str | Path,
+  summary: Summary,
+  *,
+  title: str = "RCMed evaluation",
+  training: str | Path | None = None,
+  facts: Mapping[str, Mapping[str, object]] | None = None,
+) -> Path:
+  """Returns the path of the written page.
+
+  Args:
+    path: of the page, `report/index.html`; folders are made.
+    training: the training's metrics.jsonl, one JSON object with `step` a
+      line; None leaves the curves out.
+    facts: what the run was, by heading: settings, versions, counts.
+  """
+  frame = importlib.resources.files("rcmed_jax.eval").joinpath(FRAME)
+  curves = read_curves(training) if training else {}
+  parts = {
+    "Examples": sections.examples(summary),
+    "Lowest scores": sections.lowest(summary),
+    "Modalities and tasks": sections.averages(summary),
+    "Training": curve_charts(curves),
+    "Recognition": sections.recognition(summary),
+    "Presence": sections.presence(summary),
+    "Controls": sections.controls(summary),
+    "Quarantine": sections.quarantine(summary),
+    "Run": sections.facts(facts or {}),
+  }
+  parts = {heading: body for heading, body in parts.items() if body}
+  page = string.Template(frame.read_text(encoding="utf-8")).substitute(
+    title=html.escape(title),
+    subtitle=sections.subtitle(summary),
+    links="".join(
+      f'<a href="#{_anchor(heading)}">{heading}</a>' for heading in parts
+    ),
+    sections=sections.tiles(summary)
+    + "".join(
+      f'<section id="{_anchor(heading)}"><h2>{heading}</h2>{body}</section>'
+      for heading, body in parts.items()
+    ),
+    footer="Scores are exact: every readable image is counted once. The "
+    "intervals are 95% bootstrap intervals over images.",
+  )
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(page, encoding="utf-8")
+  return path
+
+
+def read_curves(
+  path: str | Path,
+) -> dict[str, tuple[list[float], list[float]]]:
+  """Returns name -> (steps, values) for every number in a metrics.jsonl.
+
+  Raises:
+    ValueError: a line is not a JSON object with a `step`.
+  """
+  curves = collections.defaultdict(lambda: ([], []))
+  lines = Path(path).read_text(encoding="utf-8").splitlines()
+  for number, line in enumerate(lines, start=1):
+    try:
+      row = json.loads(line)
+      step = row["step"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+      raise ValueError(
+        f"{path}, line {number}: expected a JSON object with 'step', received "
+        f"{line[:60]!r}; repair or delete the line."
+      ) from error
+    for name, value in row.items():
+      if name not in NOT_CURVES and isinstance(value, int | float):
+        curves[name][0].append(step)
+        curves[name][1].append(value)
+  return dict(curves)
+
+
+def curve_charts(
+  curves: Mapping[str, tuple[list[float], list[float]]],
+) -> str:
+  """Returns one chart of the loss by term, and one for each other number."""
+  terms = {name: curves[name] for name in LOSS_TERMS if name in curves}
+  figures = [charts.line_chart("Loss by term", terms, log=True)]
+  figures += [
+    charts.line_chart(
+      CURVE_TITLES.get(name, name.replace("_", " ")), {name: curve}
+    )
+    for name, curve in curves.items()
+    if name not in LOSS_TERMS
+  ]
+  if not any(figures):
+    return ""
+  return (
+    '<p class="lead">Over optimizer steps, as logged while training. Terms '
+    "are shown before their weights.</p>"
+    f'<div class="charts">{"".join(figures)}</div>'
+  )
+
+
+def _anchor(heading: str) -> str:
+  return heading.lower().replace(" ", "-")

@@ -1,0 +1,36 @@
+"""The world in which tests run; set before any of them imports jax.
+
+Environment variables rather than `jax.config`, so that processes started by a
+test live in the same world, and tests without jax stay free of it.
+"""
+
+import os
+import pathlib
+
+import pytest
+
+_ROOT = pathlib.Path(__file__).parents[1]
+
+# Eight devices show every sharding mistake that eight chips would. They share
+# what cores there are, so one may keep the others waiting for long; XLA would
+# abort the process where this is left at its default.
+_FLAGS = (
+  "--xla_force_host_platform_device_count=8",
+  "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+)
+os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *_FLAGS))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Shapes of unequal rank never broadcast by accident.
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache/jax"))
+# Toy programs compile in less than the default second, but there are many.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+  """The folder of released vectors and real images, where there is one."""
+  path = pathlib.Path(os.environ.get("RCMED_SHARED", _ROOT.parent / "shared"))
+  if not path.is_dir():
+    pytest.skip(f"no shared data at {path}; RCMED_SHARED may name its folder")
+  return path

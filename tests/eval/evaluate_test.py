@@ -1,0 +1,215 @@
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from rcmed_jax.data import records
+from rcmed_jax.eval import evaluate as evaluate_lib
+from rcmed_jax.eval.evaluate import EvalConfig, evaluate
+
+CONFIG = EvalConfig(batch_size=4, bootstrap=100, gallery=1, worst=2)
+
+
+def _lines(path: pathlib.Path) -> list[dict]:
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _files(folder: pathlib.Path) -> dict[str, bytes]:
+  return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_a_perfect_model_scores_perfectly(world, oracle, tmp_path):
+  summary = evaluate(world, oracle(world), CONFIG, tmp_path)
+  assert summary.dice == summary.iou == summary.recognition == 1.0
+  assert summary.absent == 1.0
+  assert summary.false_rejection == 0.0
+  assert (summary.images, summary.tasks) == (12, 8)
+  controls = summary.tables["controls"]
+  assert controls["wrong_name"]["control_dice"] == pytest.approx(0, abs=1e-6)
+  assert controls["wrong_name"]["drop"] == pytest.approx(1, abs=1e-6)
+  assert controls["noise"]["confident"] == 0
+
+
+def test_scores_are_those_of_the_masks(world, oracle, tmp_path):
+  summary = evaluate(world, oracle(world, shift=2), CONFIG, tmp_path)
+  lines = _lines(tmp_path / "metrics--test.jsonl")
+  expected = []
+  for record in world:
+    triplet = records.load(record)
+    for name, ref_IJ in zip(triplet.classes, triplet.masks_GIJ, strict=True):
+      pred_IJ = np.roll(ref_IJ, 2, axis=(0, 1))
+      inter = float(np.sum(pred_IJ & ref_IJ))
+      total = float(pred_IJ.sum() + ref_IJ.sum())
+      dice = (2 * inter + 1e-7) / (total + 1e-7)
+      expected.append((record.id, name, dice, inter / (total - inter)))
+  found = [(x["record"], x["class"], x["dice"], x["iou"]) for x in lines]
+  assert found == expected
+  table = json.loads((tmp_path / "summary--test.json").read_text())
+  dice = np.array([row[2] for row in expected])
+  assert table["dice"] == pytest.approx(dice.mean(), abs=1e-12)
+  iou = np.mean([row[3] for row in expected])
+  assert table["global_iou"] == pytest.approx(iou, abs=1e-12)
+  inter, total = (sum(x[key] for x in lines) for key in ("inter", "pred"))
+  assert table["class_iou"] == pytest.approx(inter / (2 * total - inter))
+  tasks = {}
+  for line in lines:
+    tasks.setdefault((line["modality"], line["class"]), []).append(line["dice"])
+  macro = np.mean([np.mean(values) for values in tasks.values()])
+  assert summary.dice == pytest.approx(macro, abs=1e-12)
+  assert table["macro"]["dice_low"] <= macro <= table["macro"]["dice_high"]
+
+
+def test_files_name_what_they_hold(world, oracle, tmp_path):
+  evaluate(world, oracle(world, shift=2), CONFIG, tmp_path, split="val")
+  for name, key in (("class", "by_class"), ("mod", "by_modality")):
+    held = json.loads((tmp_path / f"{name}_iou_avg--val.json").read_text())
+    assert "Dice" in held.pop("_note")
+    table = json.loads((tmp_path / "summary--val.json").read_text())[key]
+    assert held == {group: row["dice"] for group, row in table.items()}
+
+
+def test_batch_size_and_repetition_change_no_byte(world, oracle, tmp_path):
+  model = oracle(world, shift=1, blind=("spleen",))
+  outputs = []
+  for run, batch_size in enumerate((1, 3, 3, 1000)):
+    config = EvalConfig(batch_size=batch_size, bootstrap=100)
+    folder = tmp_path / str(run)
+    evaluate(world, model, config, folder)
+    outputs.append(_files(folder))
+  assert outputs[0] == outputs[1] == outputs[2] == outputs[3]
+  assert len(outputs[0]) == 8
+
+
+def test_order_of_records_changes_no_score(world, oracle, tmp_path):
+  model = oracle(world, shift=1)
+  first = evaluate(world, model, CONFIG, tmp_path / "a")
+  again = evaluate(world[::-1], model, CONFIG, tmp_path / "b")
+  for ours, theirs in zip(
+    first.tables["by_task"], again.tables["by_task"], strict=True
+  ):
+    assert ours == pytest.approx(theirs, abs=1e-12)
+  assert first.tables["presence"] == again.tables["presence"]
+
+
+def test_a_false_rejection_counts_as_dice_zero(world, oracle, tmp_path):
+  model = oracle(world, blind=("skin lesion",))
+  summary = evaluate(world, model, CONFIG, tmp_path)
+  lines = _lines(tmp_path / "metrics--test.jsonl")
+  lost = [line for line in lines if line["class"] == "skin lesion"]
+  assert len(lost) == 4
+  for line in lost:
+    assert not line["present"]
+    assert (line["pred"], line["confidence"]) == (0, 0.0)
+    assert line["dice"] == pytest.approx(0, abs=1e-6)
+  assert summary.false_rejection == 4 / len(lines)
+  assert summary.dice == pytest.approx(7 / 8, abs=1e-6)
+  assert summary.tables["recognition"]["fn"] == 4
+  worst = {sample.modality for sample in summary.lowest}
+  assert worst == {"dermoscopy"}
+
+
+def test_a_claim_of_an_absent_class_is_no_rejection(world, oracle, tmp_path):
+  model = oracle(world)
+  honest = model.found
+
+  def boast(name, masks):
+    found = honest(name, masks)
+    if found.present:
+      return found
+    mask_IJ = next(iter(masks.values()), np.zeros((48, 56), bool))
+    return type(found)(name, True, mask_IJ, None, 0.8)
+
+  model.found = boast
+  summary = evaluate(world, model, CONFIG, tmp_path)
+  assert summary.absent == 0.0
+  assert summary.tables["controls"]["noise"]["confident_share"] == 1.0
+  wrong = summary.tables["controls"]["wrong_name"]
+  assert wrong["claimed"] == 1.0
+  assert wrong["control_dice"] > 0.2  # one of the image's masks, often its own
+
+
+def test_a_bad_record_is_listed_and_not_replaced(world, oracle, tmp_path):
+  pathlib.Path(world[5].image).write_bytes(b"not a picture")
+  summary = evaluate(world, oracle(world), CONFIG, tmp_path)
+  assert summary.images == 11
+  (row,) = _lines(tmp_path / "quarantine--test.jsonl")
+  assert row["record"] == world[5].id
+  assert world[5].image in row["reason"]
+  lines = _lines(tmp_path / "metrics--test.jsonl")
+  ids = [line["record"] for line in lines]
+  assert world[5].id not in ids
+  expected = sum(len(r.masks) for r in world if r is not world[5])
+  assert len(lines) == expected == summary.masks
+  assert len({(x["record"], x["class"]) for x in lines}) == len(lines)
+
+
+def test_no_reference_text_reaches_the_model(world, oracle, tmp_path):
+  assert all("SECRET" in (record.description or "") for record in world)
+  model = oracle(world)
+  evaluate(world, model, CONFIG, tmp_path)
+  fields = {"image_IJC", "question", "classes"}
+  for request in model.requests:
+    assert set(vars(request)) == fields
+    assert "SECRET" not in request.question
+    assert "[SEG]" not in request.question
+    if request.classes is None:
+      assert not any(name in request.question for name in model.names)
+
+
+def test_limit_draws_records_and_keeps_all_classes(world, oracle, tmp_path):
+  config = EvalConfig(limit=5, control_limit=2, bootstrap=0)
+  summary = evaluate(world, oracle(world), config, tmp_path)
+  assert summary.images == 5
+  assert summary.tables["controls"]["noise"]["images"] == 2
+  assert summary.tables["macro"]["dice_low"] is None
+
+
+def test_protocols_left_out_are_none(world, oracle, tmp_path):
+  config = EvalConfig(protocols=("named",), controls=(), bootstrap=0)
+  summary = evaluate(world, oracle(world), config, tmp_path)
+  assert summary.recognition is None
+  assert summary.absent is None
+  assert summary.tables["controls"] == {}
+
+
+def test_progress_wraps_the_records(world, oracle, tmp_path):
+  seen = []
+
+  def progress(chosen):
+    for record in chosen:
+      seen.append(record.id)
+      yield record
+
+  evaluate(world, oracle(world), CONFIG, tmp_path, progress=progress)
+  assert seen == [record.id for record in world]
+
+
+def test_answers_that_do_not_fit_are_refused(world, oracle, tmp_path):
+  model = oracle(world)
+  with pytest.raises(ValueError, match="4 requests and returned 3"):
+    evaluate(world, lambda r: model(r)[:-1], CONFIG, tmp_path)
+  with pytest.raises(ValueError, match="holds no record"):
+    evaluate([], model, CONFIG, tmp_path)
+  honest = model.found
+
+  def small(name, masks):
+    found = honest(name, masks)
+    return type(found)(name, True, np.zeros((4, 4), bool), None, 1.0)
+
+  model.found = small
+  with pytest.raises(ValueError, match=r"\(4, 4\), expected \(48, 56\)"):
+    evaluate(world, model, CONFIG, tmp_path)
+
+
+def test_a_split_without_a_readable_record_says_so(world, oracle, tmp_path):
+  model = oracle(world)
+  for record in world:
+    pathlib.Path(record.image).write_bytes(b"")
+  with pytest.raises(ValueError, match="0 images were read and 12 quarantined"):
+    evaluate(world, model, CONFIG, tmp_path)
+
+
+def test_public_names():
+  for name in evaluate_lib.__all__:
+    assert hasattr(evaluate_lib, name)

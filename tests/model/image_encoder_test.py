@@ -1,0 +1,273 @@
+"""The encoder against the release's numbers and brute-force formulas."""
+
+import dataclasses
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import parts
+import pytest
+import released
+import scipy.special
+
+from rcmed_jax import axes
+from rcmed_jax.model import config as configs
+from rcmed_jax.model import image_encoder as encoders
+from rcmed_jax.model.mask_decoder import MaskDecoder
+
+# Two stages of two windowed blocks and a global one, on a 4 x 4 grid that the
+# windows of 3 do not divide.
+TOY = configs.ModelConfig(
+  image=configs.ImageEncoderConfig(
+    image_size=32,
+    patch_size=8,
+    width=16,
+    depth=6,
+    heads=2,
+    mlp_ratio=2.0,
+    window=3,
+    global_blocks=(2, 5),
+  ),
+  decoder=configs.MaskDecoderConfig(width=8, heads=2, hidden=16),
+)
+
+
+def _make(kind, *args, **kwargs):
+  return parts.at_random(lambda: kind(*args, **kwargs, rngs=nnx.Rngs(0)))
+
+
+@pytest.fixture(scope="module")
+def encoder():
+  return _make(encoders.ImageEncoder, TOY)
+
+
+def _image(config, batch=2):
+  size = config.image.image_size
+  return np.random.default_rng(1).standard_normal(
+    (batch, size, size, 3), np.float32
+  )
+
+
+def test_matches_the_release(shared):
+  encoder, case = released.model(shared).image_encoder, released.case(shared)
+  tokens, pixels = nnx.jit(encoder)(case["pixels"].transpose(0, 2, 3, 1))
+  assert parts.relative_error(tokens, case["prenck"]) <= 1e-5
+  expected = case["image_embeddings"].transpose(0, 2, 3, 1)
+  assert parts.relative_error(pixels, expected) <= 1e-5
+
+
+def test_scan_equals_one_block_after_another(encoder):
+  @jax.jit
+  def unrolled(encoder, image):
+    tokens = encoder.patches(encoders.cut_patches(image, 8))
+    tokens += encoder.positions[...][None]
+    windowed, last = encoder.stages.windowed, encoder.stages.last
+    for stage in range(2):
+      for block in range(2):
+        at = (stage, block)
+        tokens = jax.tree.map(lambda leaf, at=at: leaf[at], windowed)(tokens)
+      tokens = jax.tree.map(lambda leaf, at=stage: leaf[at], last)(tokens)
+    return tokens
+
+  image = _image(TOY)
+  np.testing.assert_allclose(
+    nnx.jit(encoder)(image)[0],
+    unrolled(encoder, image),
+    rtol=1e-5,
+    atol=1e-5,
+  )
+
+
+def test_recomputing_changes_no_gradient():
+  rng = np.random.default_rng(1)
+  tokens = rng.standard_normal((1, 4, 4, TOY.image.width), np.float32)
+  gradients = []
+  for remat in (True, False):
+    config = dataclasses.replace(TOY, remat=remat)
+    stage = _make(encoders.Stage, config, 2)
+    slope = jax.jit(jax.grad(lambda part: (part(tokens) ** 3).sum()))
+    gradients.append(nnx.state(slope(stage)))
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+  jax.tree.map(close, *gradients)
+
+
+def _attention_formula(attention, tokens_YXD, window):
+  """One image in float64: every query, its window's keys, no folding."""
+  kernel, bias, rows, columns, out, out_bias = (
+    np.float64(leaf[...])
+    for leaf in (
+      attention.qkv.kernel,
+      attention.qkv.bias,
+      attention.rows,
+      attention.columns,
+      attention.out.kernel,
+      attention.out.bias,
+    )
+  )
+  side, _, width = tokens_YXD.shape
+  head_width = width // attention.heads
+  padded = -(-side // window) * window
+  grid = np.zeros((padded, padded, width))
+  grid[:side, :side] = tokens_YXD
+  q, k, v = (grid @ kernel[:, part] + bias[part] for part in range(3))
+  result = np.zeros_like(tokens_YXD, np.float64)
+  for y, x, head in np.ndindex(side, side, attention.heads):
+    top, left = y // window * window, x // window * window
+    cut = slice(head * head_width, (head + 1) * head_width)
+    query, scores = q[y, x, cut], np.zeros((window, window))
+    for dy, dx in np.ndindex(window, window):
+      scores[dy, dx] = (
+        query @ k[top + dy, left + dx, cut] / np.sqrt(head_width)
+        + query @ rows[y - top - dy + window - 1]
+        + query @ columns[x - left - dx + window - 1]
+      )
+    values = v[top : top + window, left : left + window, cut]
+    weights = scipy.special.softmax(scores)
+    result[y, x, cut] = np.einsum("yx,yxh->h", weights, values)
+  return result @ out + out_bias
+
+
+def _norm_formula(norm, values):
+  centred = values - values.mean(-1, keepdims=True)
+  deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+  return centred / deviation * np.float64(norm.scale[...]) + np.float64(
+    norm.bias[...]
+  )
+
+
+def _mlp_formula(block, values):
+  hidden = values @ np.float64(block.mlp_in.kernel[...])
+  hidden += np.float64(block.mlp_in.bias[...])
+  hidden *= (1 + scipy.special.erf(hidden / np.sqrt(2))) / 2
+  return hidden @ np.float64(block.mlp_out.kernel[...]) + np.float64(
+    block.mlp_out.bias[...]
+  )
+
+
+@pytest.mark.parametrize(
+  ("grid", "window", "windowed"), [(16, 14, True), (5, 5, False), (4, 6, True)]
+)
+def test_a_block_matches_the_formula(grid, window, windowed):
+  """The padding of a window that overhangs is neither masked nor left out."""
+  block = _make(encoders.Block, TOY, window, windowed=windowed)
+  rng = np.random.default_rng(2)
+  tokens_YXD = rng.standard_normal((grid, grid, TOY.image.width))
+  found = nnx.jit(block)(jnp.float32(tokens_YXD)[None])[0]
+  normed = _norm_formula(block.attention_norm, tokens_YXD)
+  expected = tokens_YXD + _attention_formula(block.attention, normed, window)
+  expected += _mlp_formula(block, _norm_formula(block.mlp_norm, expected))
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("grid", "window"), [((16, 16), 14), ((5, 9), 3)])
+def test_windows_invert(grid, window):
+  tokens = np.random.default_rng(0).standard_normal((2, *grid, 3))
+  windows = encoders.split_windows(jnp.float32(tokens), window)
+  assert windows.shape[1:] == (window, window, 3)
+  np.testing.assert_array_equal(
+    encoders.join_windows(windows, (2, *grid)), np.float32(tokens)
+  )
+  # Padding adds zeros and nothing else.
+  np.testing.assert_allclose(windows.sum(), tokens.sum(), rtol=1e-4)
+
+
+def test_patches_are_cut_row_by_row():
+  pixels = np.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+  patches = encoders.cut_patches(jnp.asarray(pixels), 2)
+  assert patches.shape == (2, 2, 3, 12)
+  np.testing.assert_array_equal(
+    patches[1, 1, 2], pixels[1, 2:4, 4:6].reshape(-1)
+  )
+
+
+def test_normalize_matches_the_release(shared):
+  batch = released.batch(shared)
+  found = encoders.normalize(batch["pixels_BIJC"], batch["extent_B2"], "bgr")
+  expected = released.case(shared)["pixels"].transpose(0, 2, 3, 1)
+  assert parts.relative_error(found, expected) <= 1e-6
+
+
+def test_normalize_of_both_orders():
+  pixels = np.zeros((1, 2, 3, 3), np.uint8)
+  pixels[0, 0, 0] = 255, 128, 0
+  extent = np.int32([[1, 2]])
+  rgb = np.array(encoders.normalize(jnp.asarray(pixels), extent, "rgb"))
+  bgr = np.array(encoders.normalize(jnp.asarray(pixels), extent, "bgr"))
+  mean, std = map(np.asarray, (configs.PIXEL_MEAN, configs.PIXEL_STD))
+  np.testing.assert_allclose(rgb[0, 0, 0], ([255, 128, 0] - mean) / std, 1e-6)
+  np.testing.assert_allclose(bgr[0, 0, 0], ([0, 128, 255] - mean) / std, 1e-6)
+  np.testing.assert_allclose(rgb[0, 0, 1], -mean / std, 1e-6)  # black, inside
+  assert not rgb[0, 1].any() and not rgb[0, :, 2].any()
+
+
+def test_bfloat16_stays_near_float32(encoder):
+  config = dataclasses.replace(TOY, dtype="bfloat16")
+  half = _make(encoders.ImageEncoder, config)
+  image = _image(TOY)
+  for found, expected in zip(
+    nnx.jit(half)(image), nnx.jit(encoder)(image), strict=True
+  ):
+    assert found.dtype == jnp.bfloat16
+    assert parts.relative_error(found, np.float64(expected)) < 0.05
+
+
+def test_refuses_another_image_size(encoder):
+  with pytest.raises(ValueError, match=r"expected pixels \[B, 32, 32, 3\]"):
+    encoder(np.zeros((1, 32, 64, 3), np.float32))
+
+
+@pytest.mark.parametrize(
+  ("depth", "global_blocks"),
+  [(6, (1, 5)), (6, (0, 3)), (5, (2, 4)), (2, (0, 1)), (4, ()), (4, (1, 3, 5))],
+)
+def test_refuses_uneven_stages(depth, global_blocks):
+  image = dataclasses.replace(
+    TOY.image, depth=depth, global_blocks=global_blocks
+  )
+  with pytest.raises(ValueError, match="do not end stages of one length"):
+    encoders.ImageEncoder(
+      dataclasses.replace(TOY, image=image), rngs=nnx.Rngs(0)
+    )
+
+
+@pytest.mark.parametrize(
+  ("image", "parameters"),
+  [
+    (configs.ImageEncoderConfig(), 641_090_608),  # ViT-H
+    (
+      configs.ImageEncoderConfig(
+        width=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11)
+      ),
+      93_735_472,  # ViT-B
+    ),
+    (
+      configs.ImageEncoderConfig(
+        width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23)
+      ),
+      312_342_832,  # ViT-L
+    ),
+  ],
+)
+def test_full_size_has_as_many_parameters_as_sam(image, parameters):
+  """SAM's three sizes; its fixed frequencies are no parameter there or here."""
+  config = configs.ModelConfig(image=image)
+
+  def make():
+    with nnx.use_eager_sharding(False):
+      rngs = nnx.Rngs(0)
+      return (
+        encoders.ImageEncoder(config, rngs=rngs),
+        MaskDecoder(config, rngs=rngs),
+      )
+
+  state = nnx.state(nnx.eval_shape(make), nnx.Param)
+  assert sum(leaf.size for leaf in jax.tree.leaves(state)) == parameters
+
+
+def test_every_parameter_names_its_axes(encoder):
+  for path, variable in nnx.to_flat_state(nnx.state(encoder)):
+    found = variable.get_metadata()["out_sharding"]
+    assert len(found) == len(variable.shape), path
+    assert set(found) <= set(axes.LOGICAL_AXES), path

@@ -1,0 +1,192 @@
+import os
+import shutil
+import subprocess
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+import optax
+import pytest
+
+from rcmed_jax.parallel import mesh as meshes
+from rcmed_jax.train import checkpoints as checkpoint_files
+from rcmed_jax.train import step as steps
+
+
+def mesh_of(fsdp):
+  return meshes.make_mesh(meshes.MeshConfig(fsdp=fsdp), jax.devices()[:fsdp])
+
+
+def make_state(step=3, fsdp=8, scale=1.0, rows=8):
+  """A state without a model: one trained and two frozen arrays."""
+  sharding = NamedSharding(mesh_of(fsdp), PartitionSpec("fsdp"))
+  whole = NamedSharding(mesh_of(fsdp), PartitionSpec())
+  rng = np.random.default_rng(0)
+  kernel = jnp.float32(scale * rng.normal(size=(rows, 4)))
+  trainable = jax.device_put({"a": {"steps": {0: kernel}}}, sharding)
+  frozen = jax.device_put(
+    {"a": {"table": jnp.ones((8, 2), jnp.bfloat16)}}, sharding
+  )
+  optimizer = optax.adamw(lambda count: 0.1)
+  moments = jax.tree.map(
+    lambda leaf: jax.device_put(leaf + 1, sharding if leaf.ndim else whole),
+    optimizer.init(trainable),
+  )
+  return steps.TrainState(
+    jax.device_put(jnp.int32(step), whole), trainable, frozen, moments
+  )
+
+
+def abstract(state):
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=leaf.sharding
+    ),
+    state,
+  )
+
+
+def assert_same(found, wanted):
+  assert jax.tree.structure(found) == jax.tree.structure(wanted)
+  for one, other in zip(
+    jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True
+  ):
+    assert one.dtype == other.dtype
+    np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+@pytest.fixture
+def saved(tmp_path):
+  """A working directory with steps 3 and 5."""
+  with checkpoint_files.Checkpoints(tmp_path) as checkpoints:
+    for step in (3, 5):
+      state = make_state(step, scale=step)
+      checkpoints.save(state, {"next": 2 * step}, {"note": "toy"})
+  return tmp_path
+
+
+def test_round_trip_onto_another_mesh(saved):
+  wanted = make_state(5, fsdp=2, scale=5)
+  with checkpoint_files.Checkpoints(saved) as checkpoints:
+    assert checkpoints.latest() == 5
+    assert checkpoints.meta() == {"step": 5, "note": "toy"}
+    state, data_state = checkpoints.restore(abstract(wanted))
+  assert data_state == {"next": 10}
+  assert_same(state, wanted)
+  assert jax.tree.map(lambda leaf: leaf.sharding, state) == jax.tree.map(
+    lambda leaf: leaf.sharding, wanted
+  )
+
+
+def test_weights_are_trained_and_frozen_together(saved):
+  state = make_state(5, scale=5)
+  with checkpoint_files.Checkpoints(saved) as checkpoints:
+    weights = checkpoints.weights()
+  assert_same(weights, {"a": state.trainable["a"] | state.frozen["a"]})
+  assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(weights))
+
+
+def test_the_oldest_are_dropped_and_frozen_weights_written_once(saved):
+  written = os.stat(saved / "frozen/_METADATA").st_mtime_ns
+  with checkpoint_files.Checkpoints(saved, keep=2) as checkpoints:
+    checkpoints.save(make_state(7), None, {})
+  assert {path.name for path in (saved / "checkpoints").iterdir()} == {
+    "5",
+    "7",
+  }
+  assert os.stat(saved / "frozen/_METADATA").st_mtime_ns == written
+
+
+def test_nothing_saved(tmp_path):
+  with checkpoint_files.Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.latest() is None
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+      checkpoints.weights()
+
+
+def _cut_short(folder):
+  for path in folder.rglob("d/*"):
+    os.truncate(path, 3)
+
+
+@pytest.mark.parametrize(
+  "damage",
+  [
+    lambda folder: shutil.rmtree(folder / "optimizer"),
+    lambda folder: shutil.rmtree(folder / "meta"),
+    lambda folder: os.truncate(folder / "trainable/_METADATA", 3),
+    lambda folder: _cut_short(folder / "trainable"),
+    lambda folder: shutil.rmtree(folder.parents[1] / "frozen"),
+  ],
+  ids=["no optimizer", "no meta", "metadata cut", "arrays cut", "no frozen"],
+)
+def test_damage_names_the_folder_and_the_way_out(saved, damage):
+  damage(saved / "checkpoints/5")
+  with (
+    checkpoint_files.Checkpoints(saved) as checkpoints,
+    pytest.raises(ValueError) as caught,
+  ):
+    checkpoints.restore(abstract(make_state(5)))
+  assert str(saved / "checkpoints/5") in str(caught.value)
+  assert "delete that folder to go on from step 3" in str(caught.value)
+
+
+def test_another_model_is_refused(saved):
+  other = make_state(5, rows=16)
+  with checkpoint_files.Checkpoints(saved) as checkpoints:
+    with pytest.raises(ValueError) as caught:
+      checkpoints.restore(abstract(other))
+    assert "a.steps.0 has shape (8, 4) there and (16, 4) here" in str(
+      caught.value
+    )
+    other.trainable["b"] = other.trainable["a"].pop("steps")
+    with pytest.raises(ValueError, match=r"only there: a.steps.0.*here: b.0"):
+      checkpoints.restore(abstract(other))
+
+
+def test_too_little_space_is_told_before_writing(tmp_path, monkeypatch):
+  usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+  with (
+    checkpoint_files.Checkpoints(tmp_path) as checkpoints,
+    pytest.raises(OSError) as caught,
+  ):
+    checkpoints.save(make_state(), None, {})
+  message = str(caught.value)
+  needed = 8 * 4 * 4 * 3 + 8 * 2 * 2 + 2 * 4 + checkpoint_files.OVERHEAD_BYTES
+  assert str(tmp_path) in message
+  assert f"needs {needed:,} bytes, 1,000 bytes are free" in message
+  assert "train.keep" in message
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A file system of 300 kB."""
+  folder = tmp_path / "disk"
+  folder.mkdir()
+  mounted = subprocess.run(
+    ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder],
+    capture_output=True,
+    text=True,
+  )
+  if mounted.returncode:
+    pytest.skip(f"cannot mount a small file system: {mounted.stderr.strip()}")
+  yield folder
+  subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_disk_that_fills_while_writing(small_disk, monkeypatch):
+  # As if another program took the space after the check.
+  monkeypatch.setattr(
+    checkpoint_files.Checkpoints, "_require_space", lambda *_: None
+  )
+  rng = np.random.default_rng(0)
+  big = make_state()
+  big.trainable["b"] = jnp.float32(rng.normal(size=500_000))
+  with (
+    pytest.raises(OSError, match=r"no space for a checkpoint.*free"),
+    checkpoint_files.Checkpoints(small_disk) as checkpoints,
+  ):
+    checkpoints.save(big, None, {})
+    checkpoints.wait()

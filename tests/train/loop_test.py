@@ -1,0 +1,232 @@
+import json
+import os
+import signal
+import struct
+
+from flax import nnx
+import jax
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+import toy
+
+from rcmed_jax.model import rcmed
+from rcmed_jax.parallel import mesh as meshes
+from rcmed_jax.train import checkpoints as checkpoint_files
+from rcmed_jax.train import loop, losses
+from rcmed_jax.train import optimizer as optimizers
+
+# The same settings as in step_test.py, so that one compilation serves both.
+MODEL = toy.model_config(lora_rank=2, dropout=0.1)
+OPTIMIZER = optimizers.OptimizerConfig(
+  learning_rate=0.01, warmup_steps=0, trainable="release"
+)
+TRAIN = loop.TrainConfig(
+  steps=10,
+  batch_size=8,
+  accumulation=2,
+  log_every=4,
+  checkpoint_every=4,
+  keep=1,
+  eval_every=5,
+)
+MESH = meshes.MeshConfig(data=2, fsdp=2, tensor=2)
+
+
+class Interrupting(toy.Data):
+  """Sends itself a signal while step 6 runs, as batch 7 is fetched."""
+
+  def __next__(self):
+    if self._next == 6:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return super().__next__()
+
+
+class Spoilt(toy.Data):
+  """The batch of step 6 has a label that the vocabulary lacks."""
+
+  def __next__(self):
+    batch = super().__next__()
+    if self._next == 6:
+      batch["labels_BT"][2, -1] = toy.VOCABULARY
+      batch["record_B"][:] = range(11, 19)
+    return batch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_compilation():
+  """Runs with equal settings share one compiled step within this file."""
+  made = {}
+
+  def remember(module, name, key):
+    original = getattr(module, name)
+
+    def once(*args, **kwargs):
+      if name not in made:
+        made[name] = original(*args, **kwargs)
+      return made[name]
+
+    patch.setattr(module, name, once)
+
+  with pytest.MonkeyPatch.context() as patch:
+    remember(loop.steps, "make_layout", "layout")
+    remember(loop.steps, "make_train_step", "step")
+    yield
+
+
+def train(data, workdir, evaluators=None):
+  return loop.train(
+    MODEL, TRAIN, OPTIMIZER, MESH, lambda: data, workdir, evaluators or {}
+  )
+
+
+def weights_of(model):
+  return jax.device_get(nnx.to_pure_dict(nnx.state(model)))
+
+
+def lines(workdir):
+  text = (workdir / "metrics.jsonl").read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """(workdir, data, weights) of a run without a break."""
+  workdir = tmp_path_factory.mktemp("whole")
+  data = toy.Data(8)
+
+  def evaluate(model):
+    assert isinstance(model, rcmed.RCMed)
+    return {"dice": 0.5}
+
+  model = train(data, workdir, {"toy": evaluate})
+  return workdir, data, weights_of(model)
+
+
+def test_stopped_and_resumed_equals_uninterrupted(whole, tmp_path, capsys):
+  _, _, wanted = whole
+  first = Interrupting(8)
+  handler = signal.getsignal(signal.SIGTERM)
+  with pytest.raises(SystemExit) as caught:
+    train(first, tmp_path)
+  assert caught.value.code == 128 + signal.SIGTERM
+  assert signal.getsignal(signal.SIGTERM) is handler
+  assert "Stopped by SIGTERM after step 6" in capsys.readouterr().err
+
+  second = toy.Data(8)
+  model = train(second, tmp_path)
+  assert first.seen == list(range(7))  # one was prefetched
+  assert second.seen == list(range(6, 10))
+  jax.tree.map(np.testing.assert_array_equal, weights_of(model), wanted)
+  assert [line["step"] for line in lines(tmp_path)] == [4, 6, 8, 10]
+
+
+def test_a_finished_run_returns_its_model(whole):
+  workdir, _, wanted = whole
+  data = toy.Data(8)
+  found = weights_of(train(data, workdir))
+  jax.tree.map(np.testing.assert_array_equal, found, wanted)
+  assert not data.seen
+
+
+def test_checkpoint_holds_the_model(whole):
+  workdir, _, wanted = whole
+  with checkpoint_files.Checkpoints(workdir) as checkpoints:
+    assert checkpoints.latest() == TRAIN.steps
+    meta = checkpoints.meta()
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.weights(), wanted)
+  assert meta["model"]["language"]["vocabulary"] == toy.VOCABULARY
+  assert meta["trainable"] == "release"
+
+
+def test_not_finite_stops_with_step_and_records(tmp_path):
+  data = Spoilt(8)
+  with pytest.raises(FloatingPointError) as caught:
+    train(data, tmp_path)
+  message = str(caught.value)
+  assert message.startswith("step 6: the loss or its gradient is not finite")
+  assert "[11, 12, 13, 14, 15, 16, 17, 18]" in message
+  # Seen with one step's lag; what is on disk is from before.
+  assert len(data.seen) <= 8
+  with checkpoint_files.Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.latest() == 4
+    leaves = jax.tree.leaves(checkpoints.weights())
+  assert all(np.all(np.isfinite(leaf.astype(np.float32))) for leaf in leaves)
+
+
+def test_metrics_are_one_json_line_a_log(whole):
+  workdir, _, _ = whole
+  training = [line for line in lines(workdir) if "loss" in line]
+  assert [line["step"] for line in training] == [4, 8, 10]
+  assert set(training[0]) == {
+    "step",
+    "loss",
+    "text",
+    "dice",
+    "bce",
+    "boundary",
+    "grad_norm",
+    "learning_rate",
+    "images_per_s",
+  }
+  # Linear decay of 0.01 over 10 steps: the rate that step 4 (n = 3) used.
+  np.testing.assert_allclose(training[0]["learning_rate"], 0.007, rtol=1e-6)
+  assert training[-1]["loss"] < training[0]["loss"]
+  evaluated = [line for line in lines(workdir) if "toy/dice" in line]
+  assert [line["step"] for line in evaluated] == [5, 10]
+
+
+def read_events(folder):
+  """Events of TensorBoard files: length, its checksum, data, its checksum."""
+  for path in folder.iterdir():
+    data, at = path.read_bytes(), 0
+    while at < len(data):
+      (length,) = struct.unpack_from("<Q", data, at)
+      event = event_pb2.Event()
+      event.ParseFromString(data[at + 12 : at + 12 + length])
+      yield event
+      at += 12 + length + 4
+
+
+def test_tensorboard_file_is_readable(whole):
+  workdir, _, _ = whole
+  found = {
+    (event.step, value.tag): value.simple_value
+    for event in read_events(workdir / "tensorboard")
+    for value in event.summary.value
+  }
+  for line in lines(workdir):
+    for name, number in line.items():
+      if name != "step":
+        np.testing.assert_allclose(found[line["step"], name], number, rtol=1e-6)
+
+
+def test_data_that_ends_is_an_error(tmp_path):
+  class Ending(toy.Data):
+    def __next__(self):
+      if self._next == 2:
+        raise StopIteration
+      return super().__next__()
+
+  with pytest.raises(ValueError, match="data ended after step 2"):
+    train(Ending(8), tmp_path)
+
+
+@pytest.mark.parametrize(
+  "config, message",
+  [
+    ({"batch_size": 6}, "batch_size=6 must be a multiple of 8"),
+    ({"steps": 0}, "train.steps=0 must be at least 1"),
+  ],
+)
+def test_wrong_sizes_are_named(config, message, tmp_path):
+  with pytest.raises(ValueError, match=message):
+    loop.train(
+      MODEL,
+      loop.TrainConfig(**config),
+      OPTIMIZER,
+      meshes.MeshConfig(),
+      toy.Data,
+      tmp_path,
+    )
+  assert losses.LossConfig() == loop.TrainConfig().loss

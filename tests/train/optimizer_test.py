@@ -1,0 +1,104 @@
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toy
+
+from rcmed_jax.model import config as configs
+from rcmed_jax.model import rcmed
+from rcmed_jax.train import optimizer as optimizers
+
+
+def count(state):
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize(
+  "schedule, wanted",
+  [
+    # By hand, for 4 steps of warm-up and 8 of decay at rate 2.
+    ("linear", {0: 0.5, 3: 2.0, 4: 2.0, 6: 1.5, 8: 1.0, 11: 0.25}),
+    ("cosine", {0: 0.5, 3: 2.0, 4: 2.0, 6: 1 + math.sqrt(0.5), 8: 1.0}),
+    ("constant", {0: 0.5, 3: 2.0, 4: 2.0, 11: 2.0}),
+  ],
+)
+def test_schedule_by_hand(schedule, wanted):
+  rate = optimizers.learning_rate(
+    optimizers.OptimizerConfig(
+      learning_rate=2.0, warmup_steps=4, schedule=schedule
+    ),
+    steps=12,
+  )
+  for step, value in wanted.items():
+    np.testing.assert_allclose(rate(step), value, rtol=1e-6)
+
+
+def test_warmup_must_be_shorter_than_training():
+  config = optimizers.OptimizerConfig(warmup_steps=100)
+  with pytest.raises(ValueError, match=r"warmup_steps=100.*train.steps=100"):
+    optimizers.learning_rate(config, steps=100)
+
+
+def test_unknown_choices_are_named():
+  with pytest.raises(ValueError, match=r"trainable='some'.*'lora'"):
+    optimizers.OptimizerConfig(trainable="some")
+
+
+def test_two_updates_match_adamw_in_float64():
+  config = optimizers.OptimizerConfig(
+    learning_rate=0.1, warmup_steps=0, schedule="constant"
+  )
+  optimizer = optimizers.make_optimizer(config, steps=10)
+  params = {"kernel": np.float64([[1.0, -2.0]]), "bias": np.float64([0.5])}
+  gradients = [
+    {"kernel": np.float64([[3.0, 0.0]]), "bias": np.float64([4.0])},
+    {"kernel": np.float64([[0.1, -0.2]]), "bias": np.float64([0.0])},
+  ]
+  trained = jax.tree.map(jnp.float32, params)
+  moments = optimizer.init(trained)
+  first, second = ({k: 0 * v for k, v in params.items()} for _ in range(2))
+  for step, gradient in enumerate(gradients, start=1):
+    updates, moments = optimizer.update(
+      jax.tree.map(jnp.float32, gradient), moments, trained
+    )
+    trained = optax.apply_updates(trained, updates)
+    norm = math.sqrt(sum((g**2).sum() for g in gradient.values()))
+    for name, value in params.items():
+      g = gradient[name] / max(norm, 1.0)
+      first[name] = 0.9 * first[name] + 0.1 * g
+      second[name] = 0.999 * second[name] + 0.001 * g**2
+      mean = first[name] / (1 - 0.9**step)
+      root = np.sqrt(second[name] / (1 - 0.999**step))
+      # Decay on every tensor, the bias too.
+      params[name] = value - 0.1 * (mean / (root + 1e-8) + 0.01 * value)
+  for name, value in params.items():
+    np.testing.assert_allclose(trained[name], value, rtol=1e-5)
+
+
+def test_release_trains_as_many_parameters_as_the_release():
+  config = configs.ModelConfig(lora=configs.LoraConfig(rank=16))
+  model = nnx.eval_shape(lambda: rcmed.RCMed(config, rngs=nnx.Rngs(0)))
+  trained, frozen, constants = nnx.state(
+    model, optimizers.trainable_filter("release"), nnx.Param, ...
+  )
+  assert count(trained) == 977_757_744
+  assert count(frozen) == 6_476_271_616
+  assert count(constants) == 2 * config.decoder.width // 2
+
+
+@pytest.mark.parametrize("trainable", ["all", "lora"])
+def test_all_and_lora(trainable):
+  config = toy.model_config(lora_rank=2)
+  model = nnx.eval_shape(lambda: rcmed.RCMed(config, rngs=nnx.Rngs(0)))
+  trained, rest = nnx.state(model, optimizers.trainable_filter(trainable), ...)
+  if trainable == "all":
+    assert not any(
+      isinstance(leaf, nnx.Param) for _, leaf in nnx.to_flat_state(rest)
+    )
+  else:
+    names = {path[-1] for path, _ in nnx.to_flat_state(trained)}
+    assert names == {"down", "up"}
