@@ -23,8 +23,8 @@ def get_config(arg=None):
     vocabulary=640 if tiny else 1024,
     prompt_weights=(0.15, 0.65, 0.2),
     describe=tiny,  # descriptions would cost half of the time
-    negative_share=0.4,
-    single_share=0.6,  # one class at a time teaches what a name looks like
+    negative_share=0.5,
+    single_share=0.8,  # one class at a time teaches what a name looks like
     noise_share=0.04,
     shuffle_classes=True,
     max_targets=6,
@@ -49,9 +49,11 @@ def get_config(arg=None):
     language=dict(
       vocabulary=0,  # that of the tokenizer
       width=32 if tiny else 96,
-      depth=2,
+      depth=2 if tiny else 3,
       heads=4,
       hidden=64 if tiny else 256,
+      attention="prefix",  # the image's states know what is asked
+      local_heads=2,  # nothing is loaded: class names are found at once
     ),
     correlation=dict(steps=1 if tiny else 0, heads=4, deep_supervision=True),
     decoder=dict(width=32 if tiny else 64, depth=2, heads=4, hidden=128),
@@ -66,10 +68,10 @@ def get_config(arg=None):
     trainable="all",
   )
   config.train = dict(
-    steps=6 if tiny else 2600,
+    steps=6 if tiny else 2400,
     batch_size=4 if tiny else 16,
     log_every=2 if tiny else 25,
-    checkpoint_every=3 if tiny else 1300,
+    checkpoint_every=3 if tiny else 1200,
     seed=0,
   )
   config.mesh = dict(data=1)

@@ -43,7 +43,14 @@ def _tiny():
       window=8,
       global_blocks=(1, 3),
     ),
-    language=dict(vocabulary=0, width=96, depth=2, heads=4, hidden=256),
+    language=dict(
+      vocabulary=0,
+      width=96,
+      depth=2,
+      heads=4,
+      hidden=256,
+      local_heads=2,  # nothing is loaded: class names are found at once
+    ),
     decoder=dict(width=64, depth=2, heads=4, hidden=128),
     dropout=0.0,
     remat=False,

@@ -45,6 +45,9 @@ class LanguageConfig:
   norm_eps: float = 1e-5
   rope_theta: float = 10000.0
   attention: str = "causal"  # or "prefix": image and question see each other
+  # Heads of the first layer that begin by looking 1, 2, ... tokens back, where
+  # nothing is loaded: `local_heads.py`.
+  local_heads: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +124,11 @@ class ModelConfig:
         raise ValueError(
           f"model.{name}={value!r} is unknown; choose one of {allowed}."
         )
+    if not 0 <= self.language.local_heads <= self.language.heads:
+      raise ValueError(
+        f"model.language.local_heads={self.language.local_heads} must lie in "
+        f"0..{self.language.heads}, the number of heads."
+      )
     for name, width, heads in (
       ("image", image.width, image.heads),
       ("language", self.language.width, self.language.heads),

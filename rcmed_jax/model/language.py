@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from rcmed_jax import axes
 from rcmed_jax.kernels import language_attention
-from rcmed_jax.model import layers
+from rcmed_jax.model import layers, local_heads
 from rcmed_jax.model.config import ModelConfig
 from rcmed_jax.model.lora import LoraLinear
 
@@ -115,6 +115,8 @@ class Language(nnx.Module):
       axes.LAYERS,
       rngs=rngs,
     )
+    if language.local_heads:
+      self._start_local(rngs.params())
     self.norm = layers.rms_norm(
       language.width, eps=language.norm_eps, rngs=rngs
     )
@@ -126,6 +128,15 @@ class Language(nnx.Module):
       dtype=self.dtype,
       rngs=rngs,
     )
+
+  def _start_local(self, key: jax.Array) -> None:
+    q, k = self.layers.q.kernel, self.layers.k.kernel
+    embedding_VD, q_DF, k_DF = local_heads.make_local(
+      self.embedding[...], q[0], k[0], self.config.language, key
+    )
+    self.embedding[...] = embedding_VD
+    q[...] = q[...].at[0].set(q_DF)
+    k[...] = k[...].at[0].set(k_DF)
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """[..., D] in the arithmetic's dtype, from token ids of any shape."""
