@@ -130,6 +130,7 @@ def make_assistant(
     batch_size=batch_size,
     max_new=told.eval.max_new,
     max_targets=told.data.max_targets,
+    present_quality=told.eval.present_quality,
   )
 
 

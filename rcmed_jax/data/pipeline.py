@@ -37,6 +37,10 @@ class DataConfig:
   negative_share: float = 0.0  # of questions by name that ask absent classes
   single_share: float = 0.0  # of questions by name that ask one class alone
   noise_share: float = 0.0  # of rows whose image is noise, all classes absent
+  # Of the rows that ask absent classes only: the answer claims them, and their
+  # masks are empty. The claim itself is not learned. So the masks know better,
+  # should the text be wrong.
+  claim_share: float = 0.0
   shuffle_classes: bool = False  # ask in random order, not the index's
   # Most classes of one answer, so masks of one row. Of a record with more,
   # some are drawn anew each time, so that all are learned.
@@ -61,7 +65,12 @@ class DataConfig:
         f"data.prompt_weights={self.prompt_weights} must be three weights, "
         "none negative and not all 0."
       )
-    for name in ("negative_share", "single_share", "noise_share"):
+    for name in (
+      "negative_share",
+      "single_share",
+      "noise_share",
+      "claim_share",
+    ):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(
           f"data.{name}={getattr(self, name)} must lie within 0..1."
@@ -76,6 +85,7 @@ class _Row:
   tokens_T: np.ndarray
   labels_T: np.ndarray
   targets: tuple[tuple[int, str], ...]  # (which [SEG] of the row, class)
+  claimed: bool  # the targets are not there: their masks are empty
   noise: int | None  # seed of a noise image; None: the record's own image
 
 
@@ -174,30 +184,45 @@ class Pipeline:
       shuffle=config.shuffle_classes,
     )
     noise = int(rng.integers(2**31)) if noisy else None
+    claimed = not asked.present and bool(asked.absent)
+    claimed &= rng.random() < config.claim_share
     says_more = asked.describe and config.describe
     description = record.description if says_more else None
-    tokens_T, labels_T = self._encode(record, asked, description)
+    tokens_T, labels_T = self._encode(record, asked, description, claimed)
     longest = max(config.lengths)
     if description and len(tokens_T) > longest:
       self._too_long(record, "description", len(tokens_T), "goes without it")
-      tokens_T, labels_T = self._encode(record, asked, None)
+      tokens_T, labels_T = self._encode(record, asked, None, claimed)
     if len(tokens_T) > longest:
       self._too_long(record, "classes", len(tokens_T), "teaches nothing")
       blank_T = np.full(longest, tokens.IGNORE_LABEL, np.int32)
-      return _Row(-1, tokens_T[:longest], blank_T, (), None)
-    named = tuple(enumerate(asked.present))
+      return _Row(-1, tokens_T[:longest], blank_T, (), False, None)
+    named = tuple(enumerate(asked.absent if claimed else asked.present))
     kept = rng.permutation(len(named))[: self._masks_per_row]
     targets = tuple(named[int(k)] for k in sorted(kept))
-    return _Row(index, tokens_T, labels_T, targets, noise)
+    return _Row(index, tokens_T, labels_T, targets, claimed, noise)
 
   def _encode(
-    self, record: Record, asked: prompts.Asked, description: str | None
+    self,
+    record: Record,
+    asked: prompts.Asked,
+    description: str | None,
+    claimed: bool,
   ) -> tuple[np.ndarray, np.ndarray]:
     """Ids and labels of one conversation."""
-    return self._tokenizer.encode_answer(
-      prompts.conversation(asked.question, describe=asked.describe),
-      prompts.answer(record.modality, asked.present, asked.absent, description),
+    prompt = prompts.conversation(asked.question, describe=asked.describe)
+    if not claimed:
+      answer = prompts.answer(
+        record.modality, asked.present, asked.absent, description
+      )
+      return self._tokenizer.encode_answer(prompt, answer)
+    tokens_T, labels_T = self._tokenizer.encode_answer(
+      prompt, prompts.answer(record.modality, asked.absent)
     )
+    opening = prompts.opening(record.modality)
+    true = len(self._tokenizer.encode_prompt(f"{prompt} {opening}"))
+    labels_T[true:] = tokens.IGNORE_LABEL
+    return tokens_T, labels_T
 
   def _too_long(
     self, record: Record, what: str, length: int, outcome: str
@@ -243,28 +268,32 @@ class Pipeline:
 
   def _fill(self, arrays: Batch, b: int, row: _Row) -> None:
     """Writes row b's image and masks; a bad sample stays blank."""
+    if row.record < 0:
+      return
+    masks: dict[str, np.ndarray] = {}
     if row.noise is not None:
       rng = np.random.default_rng(row.noise)
       arrays["pixels_BIJC"][b] = images.noise(rng, self._image_size)
-      return
-    if row.record < 0:
-      return
-    try:
-      pixels_IJC, extent_2, masks = self._decoded(row.record)
-    except DataError as error:
-      self._quarantine.add(error)
-      arrays["labels_BT"][b] = tokens.IGNORE_LABEL
-      arrays["record_B"][b] = -1
-      return
-    arrays["pixels_BIJC"][b], arrays["extent_B2"][b] = pixels_IJC, extent_2
+    else:
+      try:
+        pixels_IJC, extent_2, masks = self._decoded(row.record)
+      except DataError as error:
+        self._quarantine.add(error)
+        arrays["labels_BT"][b] = tokens.IGNORE_LABEL
+        arrays["record_B"][b] = -1
+        return
+      arrays["pixels_BIJC"][b] = pixels_IJC
+      arrays["extent_B2"][b] = extent_2
     (seg_G,) = (row.tokens_T == self._tokenizer.seg_id).nonzero()
     for g, (k, name) in enumerate(row.targets):
-      if name not in masks:  # quarantined: the answer claims what is unknown
+      if not row.claimed and name not in masks:
+        # Quarantined: the answer speaks of what is unknown.
         arrays["labels_BT"][b] = tokens.IGNORE_LABEL
         continue
       arrays["seg_BG"][b, g] = seg_G[k]
       arrays["valid_BG"][b, g] = True
-      arrays["masks_BGIJ"][b, g] = masks[name]
+      if not row.claimed:
+        arrays["masks_BGIJ"][b, g] = masks[name]
 
   def _decode(
     self, index: int

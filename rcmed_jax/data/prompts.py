@@ -37,6 +37,7 @@ _SYSTEM = (
   "The assistant gives helpful, detailed, and polite answers to the human's "
   "questions."
 )
+_CONTAINS = "The image contains"
 _LEAD = "The <im_start><image><im_end> provides an overview of the picture.\n"
 
 # A phrase holds no marker: one that is never closed must not swallow the next.
@@ -93,6 +94,11 @@ def conversation(question: str, *, describe: bool = False) -> str:
   return f"{_SYSTEM} USER: {_LEAD}{question.strip()}{space}ASSISTANT:"
 
 
+def opening(modality: str) -> str:
+  """The words before the first class of an answer, present or claimed."""
+  return f"{_modality_sentence(modality)} {_CONTAINS}"
+
+
 def answer(
   modality: str,
   present: Sequence[str],
@@ -105,13 +111,13 @@ def answer(
   "This is a <p> X-Ray </p> image. The image contains <p> heart </p> [SEG] and
   <p> left lung </p> [SEG]. The image contains no <p> nodule </p>.</s>"
   """
-  sentences = [f"This is a <p> {modality} </p> image."]
+  sentences = [_modality_sentence(modality)]
   if present:
     phrases = _join([f"<p> {name} </p> [SEG]" for name in present])
-    sentences.append(f"The image contains {phrases}.")
+    sentences.append(f"{_CONTAINS} {phrases}.")
   if absent:
     phrases = _join([f"no <p> {name} </p>" for name in absent])
-    sentences.append(f"The image contains {phrases}.")
+    sentences.append(f"{_CONTAINS} {phrases}.")
   if description:
     sentences.append(description)
   return " ".join(sentences) + "</s>"
@@ -199,6 +205,10 @@ def draw(
     tuple(name for name in asked if name in present),
     tuple(name for name in asked if name in absent),
   )
+
+
+def _modality_sentence(modality: str) -> str:
+  return f"This is a <p> {modality} </p> image."
 
 
 def _subset(

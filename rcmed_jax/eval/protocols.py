@@ -44,6 +44,9 @@ class EvalConfig:
   # Classes named in one question; 0: all of an image, the release's protocol.
   classes_per_question: int = 0
   absent_per_image: int = 2  # at most this many absent classes asked
+  # The decoder's estimate of the IoU from which a target is there, for a model
+  # trained to estimate it (train.loss.quality); 0: any mask but an empty one.
+  present_quality: float = 0.0
   confident: float = 0.5  # confidence from which a target counts as claimed
   bootstrap: int = 1000  # resamplings behind each 95% interval; 0: none
   gallery: int = 2  # images per modality shown in the report, drawn by seed

@@ -27,7 +27,7 @@ class Found:
   """One target that the answer speaks of."""
 
   name: str
-  present: bool  # the answer shows it and its mask is not empty
+  present: bool  # the answer shows it, and so does its mask
   mask_IJ: np.ndarray | None  # bool, on the image's own grid
   box: tuple[int, int, int, int] | None  # x0, y0, x1, y1; x1, y1 exclusive
   confidence: float  # 0..1, that the target is there
@@ -52,6 +52,9 @@ class Assistant:
     batch_size: requests answered together; a short batch is padded.
     max_new: longest answer, in tokens.
     max_targets: most masks in one answer.
+    present_quality: the decoder's estimate of the IoU from which a target is
+      there; it needs a model trained to estimate it (`LossConfig.quality`). 0:
+      a target is there if its mask is not empty.
   """
 
   def __init__(
@@ -64,11 +67,13 @@ class Assistant:
     batch_size: int = 1,
     max_new: int = 128,
     max_targets: int = 8,
+    present_quality: float = 0.0,
   ):
     self._tokenizer = tokenizer
     self._image_size = image_size
     self._lengths = lengths
     self._batch_size = batch_size
+    self._present_quality = present_quality
     graphdef, self._weights = nnx.split(model)
 
     @jax.jit
@@ -160,16 +165,26 @@ class Assistant:
         question.image_IJC.shape[:2],
       )
       spoken = float(np.exp(found.seg_log_prob_BG[index, g]))
-      targets.append(_found(name, logits_IJ, spoken))
+      quality = float(found.quality_BG[index, g])
+      targets.append(self._found(name, logits_IJ, spoken, quality))
     targets += [Found(name, False, None, None, 0.0) for name in parsed.absent]
     return Answer(text, parsed.modality, tuple(targets))
 
+  def _found(
+    self, name: str, logits_IJ: np.ndarray, spoken: float, quality: float
+  ) -> Found:
+    """Confidence = P([SEG]) times how good the mask is held to be.
 
-def _found(name: str, logits_IJ: np.ndarray, spoken: float) -> Found:
-  """Confidence = P([SEG]) times the mean probability of the mask's pixels."""
-  mask_IJ = logits_IJ > 0
-  if not mask_IJ.any():
-    return Found(name, False, mask_IJ, None, 0.0)
-  inside = 1.0 / (1.0 + np.exp(-logits_IJ[mask_IJ].astype(np.float64)))
-  confidence = spoken * float(inside.mean())
-  return Found(name, True, mask_IJ, images.box(mask_IJ), confidence)
+    That is the decoder's estimate of the IoU where it was trained, and else
+    the mean probability of the mask's pixels.
+    """
+    mask_IJ = logits_IJ > 0
+    estimated = self._present_quality > 0
+    if not mask_IJ.any() or (estimated and quality < self._present_quality):
+      return Found(name, False, None, None, 0.0)
+    if estimated:
+      held = min(quality, 1.0)
+    else:
+      held = (1 / (1 + np.exp(-logits_IJ[mask_IJ].astype(np.float64)))).mean()
+    box = images.box(mask_IJ)
+    return Found(name, True, mask_IJ, box, spoken * float(held))

@@ -1,6 +1,7 @@
-"""What training minimises: text, and three views of how well masks agree.
+"""What training minimises: text, masks in three views, and their estimate.
 
   total = text * CE + dice * Dice + bce * BCE + boundary * Boundary
+          + quality * Quality
 
 CE is the mean over all labelled tokens of the micro-batch; each mask term is
 the mean over all its masks, sum / (n + 1e-8). Everything is float32.
@@ -34,6 +35,9 @@ class LossConfig:
   dice: float = 2.0
   bce: float = 0.5
   boundary: float = 0.2
+  # Not in the release, which leaves SAM's estimate of the IoU as it was. From
+  # nothing it has to be learned, and with it which targets are there at all.
+  quality: float = 0.0
   # Weight of each correlation step's mask before the last, where
   # model.correlation.deep_supervision is on.
   deep_supervision: float = 0.5
@@ -52,8 +56,8 @@ def losses(
 
   Returns:
     (total, {"text", "dice", "bce", "boundary"} of the final masks, unweighted,
-    and "earlier" with the weighted mask terms of earlier correlation steps
-    where they count).
+    "quality" where it counts, and "earlier" with the weighted mask terms of
+    earlier correlation steps where they count).
   """
   reference_BGIJ = batch["masks_BGIJ"]
   inside_BIJ = inside(
@@ -62,13 +66,15 @@ def losses(
     mask_size=reference_BGIJ.shape[-1],
   )
 
-  def terms_of(logits_BGYX: jax.Array) -> dict[str, jax.Array]:
-    logits_BGIJ = jax.image.resize(
+  masks = reference_BGIJ, inside_BIJ[:, None], batch["valid_BG"]
+
+  def resized(logits_BGYX: jax.Array) -> jax.Array:
+    return jax.image.resize(
       logits_BGYX, reference_BGIJ.shape, "bilinear", antialias=False
     )
-    return mask_terms(
-      logits_BGIJ, reference_BGIJ, inside_BIJ[:, None], batch["valid_BG"]
-    )
+
+  def terms_of(logits_BGYX: jax.Array) -> dict[str, jax.Array]:
+    return mask_terms(resized(logits_BGYX), *masks)
 
   def weighted(terms: dict[str, jax.Array]) -> jax.Array:
     return (
@@ -80,6 +86,11 @@ def losses(
   terms = terms_of(prediction.masks_KBGYX[-1])
   terms["text"] = text_loss(prediction.logits_BTV, batch["labels_BT"])
   total = config.text * terms["text"] + weighted(terms)
+  if config.quality:
+    terms["quality"] = quality_loss(
+      prediction.quality_BG, resized(prediction.masks_KBGYX[-1]), *masks
+    )
+    total += config.quality * terms["quality"]
   if config.deep_supervision and prediction.masks_KBGYX.shape[0] > 1:
     earlier = [weighted(terms_of(m)) for m in prediction.masks_KBGYX[:-1]]
     terms["earlier"] = config.deep_supervision * sum(earlier[1:], earlier[0])
@@ -109,6 +120,9 @@ def mask_terms(
   valid_BG: jax.Array,
 ) -> dict[str, jax.Array]:
   """Dice, BCE and boundary loss, each averaged over the valid masks.
+
+  Dice leaves out masks whose reference is empty (of a class that is not
+  there): no overlap says how wrong they are, and BCE does.
 
   Per mask, with s = sigmoid(logits), t = reference, over the pixels inside:
 
@@ -147,11 +161,40 @@ def mask_terms(
     "bce": total(bce_BGIJ) / pixels_BG,
     "boundary": total(edges_BGIJ) / pixels_BG,
   }
-  count = jnp.sum(valid_BG)
+  shown_BG = valid_BG & (total(reference_BGIJ) > 0)
+  counted_BG = dict.fromkeys(terms_BG, valid_BG) | {"dice": shown_BG}
   return {
-    name: jnp.sum(term_BG, where=valid_BG) / (count + COUNT_EPS)
+    name: jnp.sum(term_BG, where=counted_BG[name])
+    / (jnp.sum(counted_BG[name]) + COUNT_EPS)
     for name, term_BG in terms_BG.items()
   }
+
+
+def quality_loss(
+  quality_BG: jax.Array,
+  logits_BGIJ: jax.Array,
+  reference_BGIJ: jax.Array,
+  inside_BGIJ: jax.Array,
+  valid_BG: jax.Array,
+) -> jax.Array:
+  """float32[]: mean squared error of the decoder's estimate of the IoU.
+
+  The IoU is that of the mask, logits > 0, with the reference, > 0.5: a fixed
+  number, no gradient reaches the mask through it. An empty reference has 0, so
+  that the estimate also tells whether the target is there.
+
+  Args: as of `mask_terms`; quality_BG float32.
+  Source: Kirillov et al., "Segment Anything", appendix A.
+  """
+  mask_BGIJ = (logits_BGIJ > 0) & inside_BGIJ
+  true_BGIJ = (reference_BGIJ > 0.5) & inside_BGIJ
+  overlap_BG = jnp.sum(mask_BGIJ & true_BGIJ, axis=(-2, -1))
+  union_BG = jnp.sum(mask_BGIJ | true_BGIJ, axis=(-2, -1))
+  error_BG = quality_BG.astype(jnp.float32) - overlap_BG / jnp.maximum(
+    union_BG, 1
+  )
+  total = jnp.sum(error_BG**2, where=valid_BG)
+  return total / (jnp.sum(valid_BG) + COUNT_EPS)
 
 
 def inside(

@@ -1,21 +1,30 @@
-"""AdamW, its schedule, and which parameters it trains.
+"""AdamW or Muon, the schedule, and which parameters train.
 
 Source: data_train_eval, Optimizer. Decay acts on every trained tensor, norms
-and biases included, as in the release.
+and biases included, as in the release, whose optimizer is AdamW. Muon learns
+from nothing in half of the steps (README, `make demo`).
 """
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from rcmed_jax.model import lora
 
+RULES = ("adamw", "muon")
 SCHEDULES = ("linear", "cosine", "constant")
 FROZEN_DTYPES = ("float32", "bfloat16")
+
+# Of Muon's published recipes: its momentum, and the root mean square of an
+# update, which is about AdamW's, so that both take the same learning rate.
+MUON_MOMENTUM = 0.95
+MUON_RMS = 0.2
 
 _VOCABULARY = nnx.Any(nnx.PathContains("embedding"), nnx.PathContains("head"))
 _FILTERS: dict[str, nnx.filterlib.Filter] = {
@@ -34,6 +43,7 @@ _FILTERS: dict[str, nnx.filterlib.Filter] = {
 class OptimizerConfig:
   """The released training's numbers."""
 
+  rule: str = "adamw"  # or "muon": `make_optimizer`
   learning_rate: float = 1e-4
   warmup_steps: int = 100
   schedule: str = "linear"  # to 0 at the true last step; or cosine, constant
@@ -47,6 +57,7 @@ class OptimizerConfig:
 
   def __post_init__(self) -> None:
     for name, value, allowed in (
+      ("rule", self.rule, RULES),
       ("schedule", self.schedule, SCHEDULES),
       ("trainable", self.trainable, tuple(_FILTERS)),
       ("frozen_dtype", self.frozen_dtype, FROZEN_DTYPES),
@@ -96,17 +107,58 @@ def learning_rate(
 def make_optimizer(
   config: OptimizerConfig, steps: int
 ) -> optax.GradientTransformation:
-  """Global-norm clip, then AdamW with the schedule."""
-  return optax.chain(
-    optax.clip_by_global_norm(config.clip_norm),
-    optax.adamw(
-      learning_rate(config, steps),
+  """Global-norm clip, then the rule with the schedule.
+
+    adamw  every parameter by AdamW
+    muon   kernels by Muon: momentum whose singular values are all made about
+           1; the rest, embedding and head among it, by AdamW with Nesterov's
+           momentum
+
+  Source: Jordan et al., "Muon: an optimizer for hidden layers in neural
+  networks"; its scale from Liu et al., arXiv 2502.16982.
+  """
+  rate = learning_rate(config, steps)
+  if config.rule == "muon":
+    rule = optax.contrib.muon(
+      rate,
+      beta=MUON_MOMENTUM,
+      eps=config.eps,
+      weight_decay=config.weight_decay,
+      adam_b1=config.b1,
+      adam_b2=config.b2,
+      adam_weight_decay=config.weight_decay,
+      muon_weight_dimension_numbers=matrices,
+      consistent_rms=MUON_RMS,
+    )
+  else:
+    rule = optax.adamw(
+      rate,
       b1=config.b1,
       b2=config.b2,
       eps=config.eps,
       weight_decay=config.weight_decay,
-    ),
-  )
+    )
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+
+
+def matrices(params: Any) -> Any:
+  """Which axes of each kernel map inputs to outputs; None for the rest.
+
+  A kernel is [..., inputs, outputs] with layers, heads or taps of a
+  convolution in front, each a matrix of its own; q, k and v of the image
+  encoder share [..., inputs, 3, outputs].
+  """
+
+  def axes_of(
+    path: tuple[Any, ...], leaf: Any
+  ) -> optax.contrib.MuonDimensionNumbers | None:
+    *_, module, name = ("", *(str(key.key) for key in path))
+    if name != "kernel" or module == "head":
+      return None
+    inputs = leaf.ndim - (3 if module == "qkv" else 2)
+    return optax.contrib.MuonDimensionNumbers((inputs,), (leaf.ndim - 1,))
+
+  return jax.tree.map_with_path(axes_of, params)
 
 
 def trainable_filter(trainable: str) -> nnx.filterlib.Filter:

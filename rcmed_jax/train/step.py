@@ -78,10 +78,11 @@ def make_layout(
     frozen=frozen_shardings,
     moments=optax.tree.map_params(
       optimizer,
-      lambda _, sharding: sharding,
+      lambda moment, sharding: moment if _is_masked(moment) else sharding,
       abstract.moments,
       trained_shardings,
       transform_non_params=lambda _: whole,
+      is_leaf=_is_masked,
     ),
   )
   state = jax.tree.map(
@@ -242,6 +243,11 @@ def _init(
     frozen=nnx.to_pure_dict(nnx.merge_state(params, constants)),
     moments=optimizer.init(trained),
   )
+
+
+def _is_masked(moment: Any) -> bool:
+  """Whether it stands for a parameter that another rule moves."""
+  return isinstance(moment, optax.MaskedNode)
 
 
 def _split(

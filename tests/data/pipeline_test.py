@@ -324,6 +324,38 @@ def test_noise_shows_nothing_of_what_is_asked(build, records, tokenizer):
   assert kinds == {False, True}  # its own classes are not there either
 
 
+@pytest.mark.parametrize("noise_share", [0.0, 1.0])
+def test_claims_of_absent_classes_have_empty_masks(
+  build, records, tokenizer, noise_share
+):
+  batches = build(negative_share=0.6, noise_share=noise_share, claim_share=0.5)
+  claims = denials = 0
+  for row in rows(batches, 40):
+    record = records[row["record_B"]]
+    question, answer = said(tokenizer, row)
+    present = () if noise_share else record.classes
+    claimed = [name for name in answer.present if name not in present]
+    denials += bool(answer.absent)
+    if not claimed or not SIBLINGS[record.dataset, record.modality]:
+      continue
+    claims += 1
+    assert list(answer.present) == claimed
+    assert not answer.absent
+    assert all(name in question for name in claimed)
+    seg_T = np.flatnonzero(row["tokens_BT"] == tokenizer.seg_id)
+    valid_G = row["valid_BG"]
+    assert row["seg_BG"][valid_G].tolist() == seg_T.tolist()
+    assert valid_G.sum() == len(claimed)
+    assert not row["masks_BGIJ"].any()
+    # Learned: that the answer begins. Not learned: that the class is there.
+    learned = tokenizer.decode(row["labels_BT"][row["labels_BT"] >= 0])
+    assert learned == f"This is a <p> {record.modality} </p> image. " + (
+      "The image contains"
+    )
+  assert claims > 5
+  assert denials > 5  # the others say that it is absent
+
+
 def test_of_too_many_classes_all_are_learned_in_time(build, tokenizer, faults):
   batches = build(max_targets=2, prompt_weights=(1, 1, 0))
   seen = set()
@@ -445,6 +477,7 @@ def test_an_error_inside_reaches_the_caller_as_it_was(
     ("prompt_weights", (1.0, -1.0, 0.5)),
     ("negative_share", 1.5),
     ("noise_share", -0.1),
+    ("claim_share", 1.5),
     ("max_targets", 0),
     ("mask_size", 0),
   ],

@@ -124,11 +124,47 @@ def test_padding_is_as_if_cut_off(masks):
   assert not np.any(np.where(inside, 0, gradient))
 
 
+def test_an_empty_reference_counts_in_all_terms_but_dice(masks):
+  logits, target = masks
+  target = target.copy()
+  target[0, 1] = 0
+  valid = np.array([[True, True, False], [False, False, False]])
+  terms = losses.mask_terms(logits, target, np.ones(logits.shape, bool), valid)
+  shown, empty = (terms64(logits[0, g], target[0, g]) for g in range(2))
+  wanted = {
+    "dice": shown["dice"],
+    "bce": (shown["bce"] + empty["bce"]) / 2,
+    "boundary": (shown["boundary"] + empty["boundary"]) / 2,
+  }
+  for name, value in wanted.items():
+    np.testing.assert_allclose(terms[name], value, rtol=2e-6)
+
+
 def test_no_valid_mask_gives_zero(masks):
   logits, target = masks
   valid = np.zeros(logits.shape[:2], bool)
   terms = losses.mask_terms(logits, target, np.ones(logits.shape, bool), valid)
   assert all(term == 0 for term in terms.values())
+
+
+def test_quality_is_held_against_the_iou():
+  # By hand, on 4 x 4 pixels: 2 of 6 pixels shared; nothing there, one pixel
+  # claimed; a row that does not count.
+  logits = np.full((1, 3, 4, 4), -1.0, np.float32)
+  logits[0, 0, 0, :] = 1
+  logits[0, 1, 2, 2] = 1
+  target = np.zeros_like(logits)
+  target[0, 0, :2, 1:3] = 1
+  quality = jnp.array([[0.5, 0.25, 9.0]])
+  valid = np.array([[True, True, False]])
+  inside = np.ones(logits.shape, bool)
+  value, gradient = jax.value_and_grad(losses.quality_loss, argnums=(0, 1))(
+    quality, jnp.asarray(logits), target, inside, valid
+  )
+  errors = np.array([0.5 - 2 / 6, 0.25])
+  np.testing.assert_allclose(value, np.mean(errors**2), rtol=1e-6)
+  np.testing.assert_allclose(gradient[0], [[*errors, 0]], rtol=1e-6)
+  assert not np.any(gradient[1])  # the mask does not move for it
 
 
 def test_saturated_logits_have_finite_gradients():
@@ -190,6 +226,16 @@ def test_total_is_the_weighted_sum(predicted):
   )
   np.testing.assert_allclose(total, wanted, rtol=1e-6)
   assert set(terms) == {"text", "dice", "bce", "boundary"}
+
+
+def test_quality_joins_the_total_where_it_is_asked_for(predicted):
+  prediction, batch = predicted
+  without = losses.LossConfig(deep_supervision=0.0)
+  total, _ = losses.losses(prediction, batch, without)
+  config = losses.LossConfig(quality=13.0, deep_supervision=0.0)
+  more, terms = losses.losses(prediction, batch, config)
+  assert terms["quality"] > 0
+  np.testing.assert_allclose(more - total, 13 * terms["quality"], rtol=1e-5)
 
 
 def test_text_is_averaged_over_all_labelled_tokens(predicted):

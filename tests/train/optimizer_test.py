@@ -43,6 +43,60 @@ def test_warmup_must_be_shorter_than_training():
     optimizers.learning_rate(config, steps=100)
 
 
+def test_muon_makes_all_singular_values_of_a_kernel_alike():
+  config = optimizers.OptimizerConfig(
+    rule="muon",
+    learning_rate=0.1,
+    warmup_steps=0,
+    schedule="constant",
+    weight_decay=0.0,
+    clip_norm=1e9,
+  )
+  optimizer = optimizers.make_optimizer(config, steps=10)
+  rng = np.random.default_rng(0)
+  shapes = {
+    "up": (2, 6, 4),  # two layers
+    "qkv": (6, 3, 6),  # q, k and v
+    "head": (6, 5),
+  }
+  gradients = {
+    name: {"kernel": rng.standard_normal(shape), "bias": rng.normal(size=3)}
+    for name, shape in shapes.items()
+  }
+  params = jax.tree.map(lambda g: jnp.zeros(g.shape, jnp.float32), gradients)
+  updates, _ = optimizer.update(
+    jax.tree.map(jnp.float32, gradients), optimizer.init(params), params
+  )
+  pairs = [
+    *zip(updates["up"]["kernel"], gradients["up"]["kernel"], strict=True),
+    *(
+      (updates["qkv"]["kernel"][:, k], gradients["qkv"]["kernel"][:, k])
+      for k in range(3)
+    ),
+  ]
+  assert len(pairs) == 5
+  for update, gradient in pairs:
+    # The gradient's own directions, each with about the same length: five
+    # rounds of the iteration leave singular values within 0.65..1.25.
+    left, _, right = np.linalg.svd(gradient, full_matrices=False)
+    turned = left.T @ np.float64(update) @ right.T
+    scale = -0.1 * 0.2 * math.sqrt(max(gradient.shape))
+    values = np.diagonal(turned) / scale
+    assert np.all((values > 0.65) & (values < 1.25))
+    np.testing.assert_allclose(
+      turned / scale, np.diag(values), atol=2e-3, rtol=0
+    )
+  # AdamW's first step has one length wherever the gradient goes: the rate,
+  # times 1 + b1 / (1 + b1) with Nesterov's momentum.
+  for update in (
+    updates["head"]["kernel"],
+    updates["up"]["bias"],
+    updates["qkv"]["bias"],
+  ):
+    first = 0.1 * (1 + 0.9 / 1.9)
+    np.testing.assert_allclose(np.abs(update), first, rtol=1e-4)
+
+
 def test_unknown_choices_are_named():
   with pytest.raises(ValueError, match=r"trainable='some'.*'lora'"):
     optimizers.OptimizerConfig(trainable="some")

@@ -185,6 +185,24 @@ def test_moments_lie_where_their_parameters_lie(sharded):
   assert kernel.addressable_shards[0].data.size == kernel.size // 4
 
 
+def test_a_kernel_of_muon_has_one_moment_and_the_rest_two(sharded):
+  config = optimizers.OptimizerConfig(rule="muon", warmup_steps=0)
+  optimizer = optimizers.make_optimizer(config, steps=2)
+  state = steps.make_layout(
+    toy.model_config(), config, optimizer, sharded.mesh
+  ).state
+  moments = [
+    (jax.tree_util.keystr(path), leaf)
+    for path, leaf in jax.tree.leaves_with_path(state.moments)
+  ]
+  for path, param in jax.tree.leaves_with_path(state.trainable):
+    name = jax.tree_util.keystr(path)
+    own = [leaf for there, leaf in moments if there.endswith(name)]
+    by_muon = "kernel" in name and "head" not in name
+    assert len(own) == (1 if by_muon else 2), name
+    assert all(leaf.sharding == param.sharding for leaf in own)
+
+
 def test_lora_needs_a_rank():
   mesh = meshes.make_mesh(meshes.MeshConfig(), jax.devices()[:1])
   config = optimizers.OptimizerConfig(trainable="lora", warmup_steps=0)
