@@ -19,6 +19,7 @@ COMMANDS = {
   "train": "train or fine-tune from a config",
   "evaluate": "score a trained model and write its report",
   "predict": "ask a trained model about one image",
+  "convert": "take in a PyTorch checkpoint, or give one out",
 }
 
 # Exit code of a run that the input stopped, as argparse uses it.

@@ -54,7 +54,7 @@ def model(shared: pathlib.Path) -> RCMed:
   """The checkpoint in our model; do not change it."""
   config = model_config(shared)
   path = shared / "vectors/a/model.safetensors"
-  arrays = torch_io.load_into(config, torch_io.read_safetensors(path))
+  arrays = torch_io.load_into(config, torch_io.read(path))
   built = nnx.eval_shape(lambda: RCMed(config, rngs=nnx.Rngs(0)))
   nnx.update(built, jax.tree.map(jnp.asarray, arrays))
   return built

@@ -14,13 +14,18 @@ import shutil
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 
 from rcmed_jax.apps import settings
+from rcmed_jax.convert import store, torch_io
 from rcmed_jax.data import checks, pipeline, readers, records, tokens
-from rcmed_jax.eval.protocols import Request
+from rcmed_jax.eval.protocols import EvalConfig, Request
 from rcmed_jax.model import rcmed
+from rcmed_jax.parallel.mesh import MeshConfig
 from rcmed_jax.serve.assistant import Answer, Assistant, Question
 from rcmed_jax.train import checkpoints
+from rcmed_jax.train.loop import TrainConfig
+from rcmed_jax.train.optimizer import OptimizerConfig
 
 TOKENIZER = "tokenizer.model"
 QUARANTINE = "quarantine.jsonl"
@@ -92,17 +97,15 @@ def read_items(
 
 
 def load_assistant(workdir: pathlib.Path, *, batch_size: int = 1) -> Assistant:
-  """The assistant of a run's newest checkpoint.
+  """The assistant of a run's newest checkpoint, or of converted weights.
 
   Raises:
-    FileNotFoundError: the folder is no run.
-    ValueError: it holds no checkpoint.
+    FileNotFoundError: the folder is neither, or lacks its tokenizer.
+    ValueError: it holds no checkpoint, or only parts of the model.
   """
-  if not (workdir / settings.RECORD).is_file():
-    raise FileNotFoundError(
-      f"{workdir} is not the folder of a run: it lacks {settings.RECORD}; "
-      "give --workdir, the folder that rcmed train or rcmed demo wrote."
-    )
+  if store.is_converted(workdir):
+    return _load_converted(workdir, batch_size)
+  require(workdir)
   told = settings.load(workdir)
   tokenizer = tokens.Tokenizer(workdir / TOKENIZER)
   model = nnx.eval_shape(lambda: rcmed.RCMed(told.model, rngs=nnx.Rngs(0)))
@@ -112,6 +115,15 @@ def load_assistant(workdir: pathlib.Path, *, batch_size: int = 1) -> Assistant:
   return make_assistant(
     nnx.merge(graphdef, weights), tokenizer, told, batch_size=batch_size
   )
+
+
+def require(workdir: pathlib.Path) -> None:
+  """Raises FileNotFoundError where a folder is no run."""
+  if not (workdir / settings.RECORD).is_file():
+    raise FileNotFoundError(
+      f"{workdir} is not the folder of a run: it lacks {settings.RECORD}; "
+      "give --workdir, the folder that rcmed train or rcmed demo wrote."
+    )
 
 
 def make_assistant(
@@ -181,6 +193,34 @@ def with_vocabulary(
   )
   model = dataclasses.replace(told.model, language=language)
   return dataclasses.replace(told, model=model)
+
+
+def _load_converted(folder: pathlib.Path, batch_size: int) -> Assistant:
+  """The assistant of a converted checkpoint, under default settings."""
+  held = store.read(folder)
+  if held.kind != "syre":
+    raise ValueError(
+      f"{folder} holds the {held.kind} part of a model only; convert a whole "
+      "one with `rcmed convert import --from syre`."
+    )
+  if not (folder / TOKENIZER).is_file():
+    raise FileNotFoundError(
+      f"{folder} has no {TOKENIZER}; copy LLaMA's there, or convert again with "
+      "--tokenizer."
+    )
+  tokenizer = tokens.Tokenizer(folder / TOKENIZER)
+  told = settings.Settings(
+    data=pipeline.DataConfig(),
+    model=held.model,
+    optimizer=OptimizerConfig(),
+    train=TrainConfig(),
+    mesh=MeshConfig(),
+    eval=EvalConfig(),
+  )
+  told = with_vocabulary(told, tokenizer)
+  model = nnx.eval_shape(lambda: rcmed.RCMed(told.model, rngs=nnx.Rngs(0)))
+  nnx.update(model, jax.tree.map(jnp.asarray, torch_io.nested(held.tensors)))
+  return make_assistant(model, tokenizer, told, batch_size=batch_size)
 
 
 def _tokenizer(

@@ -43,3 +43,8 @@ class Entry:
   path: str  # our array: attribute names joined by dots
   index: Index = ()  # layer, where ours is stacked
   transform: Transform = SAME
+
+  @property
+  def part(self) -> str:
+    """The part of the model: the first name of the path."""
+    return self.path.split(".")[0]

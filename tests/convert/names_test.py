@@ -9,7 +9,7 @@ import released
 import toy
 
 from rcmed_jax.convert import names
-from rcmed_jax.convert.torch_io import load_into, read_safetensors
+from rcmed_jax.convert.torch_io import load_into, read
 from rcmed_jax.model.config import ModelConfig
 from rcmed_jax.model.rcmed import RCMed
 
@@ -42,7 +42,7 @@ def test_every_place_of_the_model_is_filled_once(config):
 def test_release_and_back_is_the_identity(shared):
   """Every tensor of the checkpoint comes back from our arrays as it was."""
   config = released.model_config(shared)
-  tensors = read_safetensors(shared / "vectors/a/model.safetensors")
+  tensors = read(shared / "vectors/a/model.safetensors")
   arrays = nnx.traversals.flatten_mapping(load_into(config, tensors))
   entries = names.entries(config)
   assert {entry.release for entry in entries} == set(tensors)
