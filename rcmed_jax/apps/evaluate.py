@@ -12,6 +12,7 @@ import tqdm
 
 import rcmed_jax
 from rcmed_jax.apps import runs, settings
+from rcmed_jax.convert import store
 from rcmed_jax.data import checks, records
 from rcmed_jax.eval import evaluate as evaluation
 from rcmed_jax.eval import report
@@ -27,7 +28,9 @@ def main(argv: Sequence[str]) -> int:
     epilog="Settings: --config.eval.key=value, --config.data.key=value ...",
   )
   parser.add_argument(
-    "--workdir", type=pathlib.Path, help="a run; default: the newest in runs/"
+    "--workdir",
+    type=pathlib.Path,
+    help="a run or a converted checkpoint; default: the newest in runs/",
   )
   parser.add_argument(
     "--index", required=True, help="image2label_<split>.json to score on"
@@ -38,13 +41,16 @@ def main(argv: Sequence[str]) -> int:
   )
   args, rest = parser.parse_known_args(argv)
   workdir = args.workdir or runs.newest()
-  told = settings.parse(rest, default=str(workdir))
+  told = settings.parse(rest, default=runs.recorded(workdir))
   out = args.out or workdir / "report"
   quarantine = checks.Quarantine(out / runs.QUARANTINE)
   items = runs.read_items(told, args.index, quarantine, descriptions="")
-  assistant = runs.load_assistant(workdir, batch_size=told.eval.batch_size)
+  assistant = runs.load_assistant(
+    workdir, batch_size=told.eval.batch_size, asked=told.eval
+  )
+  training = None if store.is_converted(workdir) else workdir
   summary = evaluate(
-    assistant, items, told, out, split=args.split, training=workdir
+    assistant, items, told, out, split=args.split, training=training
   )
   print(f"evaluate: {headline(summary)} report={out / 'index.html'}")
   return 0
@@ -57,12 +63,12 @@ def evaluate(
   out: pathlib.Path,
   *,
   split: str,
-  training: pathlib.Path,
+  training: pathlib.Path | None,
 ) -> evaluation.Summary:
   """Scores an assistant, writes the files and the page.
 
   Args:
-    training: the run whose curves the page shows.
+    training: the run whose curves the page shows; None: it was elsewhere.
   """
   summary = evaluation.evaluate(
     items,
@@ -74,31 +80,33 @@ def evaluate(
       tqdm.tqdm, desc="evaluate", unit="image", mininterval=5
     ),
   )
+  facts: dict[str, dict[str, object]] = {
+    "Model": {
+      "image": told.model.image,
+      "language": told.model.language,
+      "correlation": told.model.correlation,
+      "mask decoder": told.model.decoder,
+    },
+    "Versions": {
+      "rcmed-jax": rcmed_jax.__version__,
+      "jax": jax.__version__,
+      "flax": flax.__version__,
+      "python": platform.python_version(),
+      "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    },
+  }
+  if training:
+    facts["Training"] = {
+      "steps": told.train.steps,
+      "images a step": told.train.batch_size,
+      "data": told.data,
+      "optimizer": told.optimizer,
+    }
   report.write_report(
     out / "index.html",
     summary,
-    training=training / "metrics.jsonl",
-    facts={
-      "Model": {
-        "image": told.model.image,
-        "language": told.model.language,
-        "correlation": told.model.correlation,
-        "mask decoder": told.model.decoder,
-      },
-      "Training": {
-        "steps": told.train.steps,
-        "images a step": told.train.batch_size,
-        "data": told.data,
-        "optimizer": told.optimizer,
-      },
-      "Versions": {
-        "rcmed-jax": rcmed_jax.__version__,
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-        "python": platform.python_version(),
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-      },
-    },
+    training=training and training / "metrics.jsonl",
+    facts=facts,
   )
   return summary
 

@@ -35,7 +35,9 @@ def main(argv: Sequence[str]) -> int:
     help="the prompt asks for a description and names no target",
   )
   parser.add_argument(
-    "--workdir", type=pathlib.Path, help="a run; default: the newest in runs/"
+    "--workdir",
+    type=pathlib.Path,
+    help="a run or a converted checkpoint; default: the newest in runs/",
   )
   parser.add_argument(
     "--out", type=pathlib.Path, default=pathlib.Path("prediction")

@@ -96,25 +96,69 @@ def read_items(
   )
 
 
-def load_assistant(workdir: pathlib.Path, *, batch_size: int = 1) -> Assistant:
-  """The assistant of a run's newest checkpoint, or of converted weights.
+def recorded(workdir: pathlib.Path) -> settings.Settings:
+  """A run's settings; of a converted checkpoint, its model and defaults.
 
   Raises:
     FileNotFoundError: the folder is neither, or lacks its tokenizer.
-    ValueError: it holds no checkpoint, or only parts of the model.
+    ValueError: it holds only parts of the model.
   """
-  if store.is_converted(workdir):
-    return _load_converted(workdir, batch_size)
-  require(workdir)
-  told = settings.load(workdir)
+  if not store.is_converted(workdir):
+    require(workdir)
+    return settings.load(workdir)
+  held = store.read(workdir)
+  if held.kind != "syre":
+    raise ValueError(
+      f"{workdir} holds the {held.kind} part of a model only; convert a whole "
+      "one with `rcmed convert import --from syre`."
+    )
+  if not (workdir / TOKENIZER).is_file():
+    raise FileNotFoundError(
+      f"{workdir} has no {TOKENIZER}; copy LLaMA's there, or convert again "
+      "with --tokenizer."
+    )
+  told = settings.Settings(
+    data=pipeline.DataConfig(),
+    model=held.model,
+    optimizer=OptimizerConfig(),
+    train=TrainConfig(),
+    mesh=MeshConfig(),
+    eval=EvalConfig(),
+  )
+  return with_vocabulary(told, tokens.Tokenizer(workdir / TOKENIZER))
+
+
+def load_assistant(
+  workdir: pathlib.Path,
+  *,
+  batch_size: int = 1,
+  asked: EvalConfig | None = None,
+) -> Assistant:
+  """The assistant of a run's newest checkpoint, or of converted weights.
+
+  Args:
+    workdir: of either.
+    batch_size: requests answered together.
+    asked: how long answers may be and when a target is there; None: as
+      recorded.
+
+  Raises:
+    FileNotFoundError: as `recorded`.
+    ValueError: as `recorded`, or the run has no checkpoint yet.
+  """
+  told = recorded(workdir)
+  if asked is not None:
+    told = dataclasses.replace(told, eval=asked)
   tokenizer = tokens.Tokenizer(workdir / TOKENIZER)
   model = nnx.eval_shape(lambda: rcmed.RCMed(told.model, rngs=nnx.Rngs(0)))
-  graphdef, _ = nnx.split(model)
-  with checkpoints.Checkpoints(workdir) as saved:
-    weights = saved.weights()
-  return make_assistant(
-    nnx.merge(graphdef, weights), tokenizer, told, batch_size=batch_size
-  )
+  if store.is_converted(workdir):
+    arrays = torch_io.nested(store.read(workdir).tensors)
+    nnx.update(model, jax.tree.map(jnp.asarray, arrays))
+  else:
+    graphdef, _ = nnx.split(model)
+    with checkpoints.Checkpoints(workdir) as saved:
+      model = nnx.merge(graphdef, saved.weights())
+  return make_assistant(model, tokenizer, told, batch_size=batch_size)
 
 
 def require(workdir: pathlib.Path) -> None:
@@ -193,34 +237,6 @@ def with_vocabulary(
   )
   model = dataclasses.replace(told.model, language=language)
   return dataclasses.replace(told, model=model)
-
-
-def _load_converted(folder: pathlib.Path, batch_size: int) -> Assistant:
-  """The assistant of a converted checkpoint, under default settings."""
-  held = store.read(folder)
-  if held.kind != "syre":
-    raise ValueError(
-      f"{folder} holds the {held.kind} part of a model only; convert a whole "
-      "one with `rcmed convert import --from syre`."
-    )
-  if not (folder / TOKENIZER).is_file():
-    raise FileNotFoundError(
-      f"{folder} has no {TOKENIZER}; copy LLaMA's there, or convert again with "
-      "--tokenizer."
-    )
-  tokenizer = tokens.Tokenizer(folder / TOKENIZER)
-  told = settings.Settings(
-    data=pipeline.DataConfig(),
-    model=held.model,
-    optimizer=OptimizerConfig(),
-    train=TrainConfig(),
-    mesh=MeshConfig(),
-    eval=EvalConfig(),
-  )
-  told = with_vocabulary(told, tokenizer)
-  model = nnx.eval_shape(lambda: rcmed.RCMed(told.model, rngs=nnx.Rngs(0)))
-  nnx.update(model, jax.tree.map(jnp.asarray, torch_io.nested(held.tensors)))
-  return make_assistant(model, tokenizer, told, batch_size=batch_size)
 
 
 def _tokenizer(

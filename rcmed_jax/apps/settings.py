@@ -40,7 +40,9 @@ class Settings:
   eval: EvalConfig
 
 
-def parse(argv: Sequence[str], default: str | None = None) -> Settings:
+def parse(
+  argv: Sequence[str], default: str | Settings | None = None
+) -> Settings:
   """The settings that command line flags ask for.
 
   An app takes its own flags first and gives the rest to this function:
@@ -52,24 +54,28 @@ def parse(argv: Sequence[str], default: str | None = None) -> Settings:
   Args:
     argv: `--config=NAME` and `--config.section.key=value` flags only; the
       value may also follow as the next argument.
-    default: the config where no --config flag is given.
+    default: the config, or the settings, where no --config flag is given.
 
   Raises:
     ValueError: an unknown flag or setting (names the nearest one), a value of
       the wrong type, no config, or a config that is none.
     FileNotFoundError: no such config; the message lists those there are.
   """
-  name, overrides = default, []
+  name = default if isinstance(default, str) else None
+  overrides = []
   for flag, value in _flags(argv):
     if flag == "config":
       name = value
     else:
       overrides.append((flag, value))
-  if name is None:
+  if name is not None:
+    values = _load(name)
+  elif isinstance(default, Settings):
+    name, values = "settings", json.loads(to_json(default))
+  else:
     raise ValueError(
       f"--config is missing; give a config file: {', '.join(available())}."
     )
-  values = _load(name)
   for path, text in overrides:
     fields.override(Settings, values, path, text)
   return _build(values, name)

@@ -80,6 +80,30 @@ def test_a_converted_checkpoint_answers(source, tokenizer, tmp_path, capsys):
   assert isinstance(answer.text, str)
 
 
+def test_a_converted_checkpoint_is_evaluated_as_asked(
+  source, tokenizer, tmp_path, capsys
+):
+  ours, data, out = tmp_path / "ours", tmp_path / "data", tmp_path / "report"
+  assert _rcmed("import", "--from", "syre", source, ours) == 0
+  (ours / "tokenizer.model").write_bytes(tokenizer[1].read_bytes())
+  drawn = ("phantom", "--out", data, "--images", 2, "--seed", 0)
+  assert cli.main(["data", *map(str, drawn)]) == 0
+  told = ("--workdir", ours, "--index", data / "image2label_train.json")
+  most = ("--config.eval.max_new=4", "--config.eval.bootstrap=0")
+  argv = ["evaluate", *map(str, told), "--out", str(out), *most]
+  assert cli.main(argv) == 0
+  assert "tasks=" in capsys.readouterr().out
+  summary = json.loads((out / "summary--test.json").read_text())
+  assert summary["images"] == 2
+  assert summary["config"]["max_new"] == 4
+  # The answers themselves were cut there, not only the record of it.
+  asked = EvalConfig(max_new=4)
+  answer = runs.load_assistant(ours, asked=asked).ask(
+    np.zeros((40, 64, 3), np.uint8), WORDS[0]
+  )
+  assert len(answer.text) <= 4 * 16  # the longest piece has 16 letters
+
+
 def test_a_tokenizer_of_another_size_is_refused(tokenizer, tmp_path, capsys):
   source = tmp_path / "source"
   torch_files.write_release(source, toy.model_config())
