@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import tqdm
 
-from rcmed_jax.apps import runs, settings
+from rcmed_jax.apps import runs, settings, verify
 from rcmed_jax.convert import exporter, importer, names, sizes, store, stream
 from rcmed_jax.data import tokens
 from rcmed_jax.train import checkpoints
@@ -20,6 +20,8 @@ from rcmed_jax.train import checkpoints
 def main(argv: Sequence[str]) -> int:
   """Runs the command; see `rcmed convert --help`."""
   args = _parser().parse_args(argv)
+  if args.run is verify.run:
+    return verify.run(args)
   with tqdm.tqdm(
     desc=args.command, unit="B", unit_scale=True, mininterval=5
   ) as bar:
@@ -69,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     type=pathlib.Path,
     help="what import wrote, or the workdir of a run",
   )
+  verify.add_parser(commands)
   for command, default in ((reading, "separate"), (writing, "merge")):
     command.add_argument("out", metavar="OUT", type=pathlib.Path)
     command.add_argument(
