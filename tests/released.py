@@ -6,9 +6,6 @@ import pathlib
 from typing import Any
 
 import cv2
-from flax import nnx
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rcmed_jax.convert import torch_io
@@ -55,9 +52,7 @@ def model(shared: pathlib.Path) -> RCMed:
   config = model_config(shared)
   path = shared / "vectors/a/model.safetensors"
   arrays = torch_io.load_into(config, torch_io.read(path))
-  built = nnx.eval_shape(lambda: RCMed(config, rngs=nnx.Rngs(0)))
-  nnx.update(built, jax.tree.map(jnp.asarray, arrays))
-  return built
+  return torch_io.build(config, arrays)
 
 
 @functools.cache

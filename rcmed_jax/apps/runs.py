@@ -14,7 +14,6 @@ import shutil
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
 
 from rcmed_jax.apps import settings
 from rcmed_jax.convert import store, torch_io
@@ -106,12 +105,7 @@ def recorded(workdir: pathlib.Path) -> settings.Settings:
   if not store.is_converted(workdir):
     require(workdir)
     return settings.load(workdir)
-  held = store.read(workdir)
-  if held.kind != "syre":
-    raise ValueError(
-      f"{workdir} holds the {held.kind} part of a model only; convert a whole "
-      "one with `rcmed convert import --from syre`."
-    )
+  held = store.read_whole(workdir)
   if not (workdir / TOKENIZER).is_file():
     raise FileNotFoundError(
       f"{workdir} has no {TOKENIZER}; copy LLaMA's there, or convert again "
@@ -150,11 +144,11 @@ def load_assistant(
   if asked is not None:
     told = dataclasses.replace(told, eval=asked)
   tokenizer = tokens.Tokenizer(workdir / TOKENIZER)
-  model = nnx.eval_shape(lambda: rcmed.RCMed(told.model, rngs=nnx.Rngs(0)))
   if store.is_converted(workdir):
     arrays = torch_io.nested(store.read(workdir).tensors)
-    nnx.update(model, jax.tree.map(jnp.asarray, arrays))
+    model = torch_io.build(told.model, arrays)
   else:
+    model = nnx.eval_shape(lambda: rcmed.RCMed(told.model, rngs=nnx.Rngs(0)))
     graphdef, _ = nnx.split(model)
     with checkpoints.Checkpoints(workdir) as saved:
       model = nnx.merge(graphdef, saved.weights())

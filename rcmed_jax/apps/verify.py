@@ -5,7 +5,6 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,18 +105,10 @@ def score(
 def _load(path: pathlib.Path, dtype: str) -> RCMed:
   """The model of a checkpoint of either kind, its weights as stored."""
   if store.is_converted(path):
-    held = store.read(path)
-    kind, config = held.kind, held.model
-    arrays = torch_io.nested(held.tensors)
+    held = store.read_whole(path)
+    config, arrays = held.model, torch_io.nested(held.tensors)
   else:
     source = importer.look(path, "syre")
-    kind, config = source.kind, source.model
+    config = source.model
     arrays = torch_io.load_into(config, source.tensors)
-  if kind != "syre":
-    raise ValueError(
-      f"{path} holds the {kind} part of a model only; a case is of the whole."
-    )
-  config = dataclasses.replace(config, dtype=dtype)
-  model = nnx.eval_shape(lambda: RCMed(config, rngs=nnx.Rngs(0)))
-  nnx.update(model, jax.tree.map(jnp.asarray, arrays))
-  return model
+  return torch_io.build(dataclasses.replace(config, dtype=dtype), arrays)

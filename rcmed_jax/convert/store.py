@@ -80,6 +80,21 @@ def read(folder: pathlib.Path) -> Converted:
   return Converted(folder, kind, model, told["release"], tensors)
 
 
+def read_whole(folder: pathlib.Path) -> Converted:
+  """Opens a converted checkpoint that holds the whole model.
+
+  Raises:
+    OSError, ValueError: as `read`, or it holds only parts.
+  """
+  held = read(folder)
+  if held.kind != "syre":
+    raise ValueError(
+      f"{folder} holds the {held.kind} part of a model only; convert a whole "
+      "one with `rcmed convert import --from syre`."
+    )
+  return held
+
+
 def write_texts(
   partial: pathlib.Path,
   files: stream.Files,

@@ -5,6 +5,8 @@ import pathlib
 from typing import Any
 
 from flax import nnx
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rcmed_jax.convert import (
@@ -16,6 +18,7 @@ from rcmed_jax.convert import (
 )
 from rcmed_jax.convert.tensors import Stored, Tensor
 from rcmed_jax.model.config import ModelConfig
+from rcmed_jax.model.rcmed import RCMed
 
 INDEX = "model.safetensors.index.json"
 TORCH_INDEX = "pytorch_model.bin.index.json"
@@ -78,6 +81,13 @@ def load_into(
   """
   arrays = fit.to_ours(names.entries(config), fit.shapes(config), tensors)
   return nested({array.name: np.asarray(array) for array in arrays})
+
+
+def build(config: ModelConfig, arrays: Mapping[str, Any]) -> RCMed:
+  """A model of these nested arrays; what they lack stays abstract."""
+  model = nnx.eval_shape(lambda: RCMed(config, rngs=nnx.Rngs(0)))
+  nnx.update(model, jax.tree.map(jnp.asarray, arrays))
+  return model
 
 
 def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
