@@ -4,6 +4,7 @@ import string
 import numpy as np
 import pytest
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
 from rcmed_jax.data import prompts, tokens
 from rcmed_jax.data.tokens import IGNORE_LABEL, IMAGE_TOKEN
@@ -121,6 +122,27 @@ def test_added_tokens_follow_the_pieces_in_the_released_order(tokenizer):
   assert (tokenizer.begin_id, tokenizer.end_id) == (1, 2)
 
 
+def test_with_llama_s_32000_pieces_seg_is_32004(tmp_path, pieces):
+  model = sentencepiece_model_pb2.ModelProto.FromString(
+    pieces.serialized_model_proto()
+  )
+  for number in range(32000 - len(model.pieces)):
+    model.pieces.add(piece=f"unseen{number}", score=-1000.0)
+  path = tmp_path / "tokenizer.model"
+  path.write_bytes(model.SerializeToString())
+  llama = tokens.Tokenizer(path)
+  assert {token: llama.id_of(token) for token in ADDED} == {
+    "<im_start>": 32000,
+    "<im_end>": 32001,
+    "<bbox>": 32002,
+    "<point>": 32003,
+    "[SEG]": 32004,
+    "<p>": 32005,
+    "</p>": 32006,
+  }
+  assert (llama.seg_id, llama.vocabulary) == (32004, 32007)
+
+
 def generated_texts(count):
   rng = np.random.default_rng(0)
   words = [
@@ -157,7 +179,7 @@ def test_generated_texts_against_a_scanner(tokenizer, pieces):
 def test_generated_conversations_against_a_scanner(tokenizer, pieces):
   rng = np.random.default_rng(1)
   classes = ["liver", "left kidney", "aorta", "Tumour core", "ödem"]
-  for _ in range(300):
+  for _ in range(1000):
     asked = prompts.draw(
       rng,
       classes[: rng.integers(4)],
