@@ -8,18 +8,19 @@ JOBS ?= 2
 
 RUN := $(VENV)/bin/python -m
 READY := $(VENV)/ready
+REFERENCE := $(VENV)/reference
 
-.PHONY: demo test heavy lint lock clean
+.PHONY: demo test heavy lint lock reference clean
 
 demo: $(READY)
 	$(RUN) rcmed_jax demo
 
-test: $(READY)
+test: $(READY) $(REFERENCE)
 	$(RUN) pytest -n $(JOBS) --cov=rcmed_jax --cov-fail-under=85
 	$(MAKE) lint
 
 # pytest leaves with 5 where it found no test.
-heavy: $(READY)
+heavy: $(READY) $(REFERENCE)
 	$(RUN) pytest -m heavy || test $$? -eq 5
 
 lint: $(READY)
@@ -27,12 +28,19 @@ lint: $(READY)
 	$(RUN) ruff format --check
 	$(RUN) pyright --pythonpath $(VENV)/bin/python
 
-# The newest versions that fit, for every platform and Python at once.
+reference: $(REFERENCE)
+
+# The newest versions that fit, for every platform and Python at once; of
+# PyTorch the CPU build, wherever UV_FIND_LINKS or UV_INDEX says it is.
 lock: $(READY)
 	$(RUN) uv pip compile --quiet --upgrade --universal --extra dev \
 	  --python-version 3.11 --fork-strategy fewest --generate-hashes \
 	  --no-emit-index-url --no-header --output-file requirements.lock \
 	  pyproject.toml
+	$(RUN) uv pip compile --quiet --upgrade --group reference \
+	  --constraint requirements.lock --python-version 3.11 --no-annotate \
+	  --generate-hashes --no-emit-index-url --no-header \
+	  --output-file requirements-reference.lock
 
 clean:
 	rm -rf $(VENV) .cache .coverage .pytest_cache .ruff_cache dist
@@ -44,4 +52,11 @@ $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) pip install --quiet --no-deps --require-hashes -r requirements.lock
 	$(RUN) pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# PyTorch's CPU build is not on every index, nor there for every platform.
+$(REFERENCE): requirements-reference.lock $(READY)
+	$(RUN) pip install --quiet --no-deps --require-hashes \
+	  -r requirements-reference.lock || echo "No PyTorch of the lock's build \
+	  here; tests/reference will be skipped."
 	touch $@

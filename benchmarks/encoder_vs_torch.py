@@ -1,13 +1,14 @@
 """Seconds of a forward pass here and in PyTorch, on a CPU, in one run.
 
-  python benchmarks/encoder_vs_torch.py --rounds 5 --threads 2
+  make reference
+  PYTHONPATH=tests .venv/bin/python benchmarks/encoder_vs_torch.py
 
 Two passes, float32, batch 1: SAM's ViT-B on 1024 x 1024 pixels, and a
 LLaMA of 1.3 billion parameters that reads a prompt of 1,200 tokens and keeps
 its keys and values. Theirs are `transformers`' modules with the fastest
 attention that they offer; weights are random and the same in both. The two take
 turns, round by round, so that what else the machine does meets both.
-Needs 13 GB of memory, and PyTorch and transformers: `make reference`.
+Needs 13 GB of memory.
 """
 
 import argparse
@@ -24,8 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
+import transformers_names
 
-from rcmed_jax.convert import fit, names, torch_io
+from rcmed_jax.convert import fit, names, names_vision, torch_io
 from rcmed_jax.model import config as configs
 from rcmed_jax.model.rcmed import RCMed
 
@@ -40,19 +42,6 @@ LLAMA_1B = configs.LanguageConfig(
   vocabulary=32000, width=2048, depth=24, heads=16, hidden=5504
 )
 CONFIG = configs.ModelConfig(image=VIT_B, language=LLAMA_1B, remat=False)
-
-# The original SAM's names -> transformers', applied in this order.
-SAM_NAMES = (
-  ("model.grounding_encoder.image_encoder.", "vision_encoder."),
-  ("patch_embed.proj", "patch_embed.projection"),
-  ("blocks.", "layers."),
-  ("norm1.", "layer_norm1."),
-  ("norm2.", "layer_norm2."),
-  ("neck.0.", "neck.conv1."),
-  ("neck.1.", "neck.layer_norm1."),
-  ("neck.2.", "neck.conv2."),
-  ("neck.3.", "neck.layer_norm2."),
-)
 
 Run = Callable[[], np.ndarray]
 
@@ -183,9 +172,7 @@ def _jitted(module: nnx.Module, call: Callable[[Any, Any], Any]) -> Any:
 
 
 def _sam_name(name: str) -> str:
-  for original, theirs in SAM_NAMES:
-    name = name.replace(original, theirs)
-  return name
+  return transformers_names.sam(name.removeprefix(names_vision.PREFIX))
 
 
 if __name__ == "__main__":

@@ -126,6 +126,23 @@ def test_answers_equal_the_pass_that_is_given_them(attention):
   )
 
 
+def test_ragged_prompts_are_answered_as_each_would_be_alone(model):
+  seg_id = int(_generate(model).tokens_BT[0, 2])
+  both = _generate(model, seg_id=seg_id)
+  for row, length in enumerate(_prompts()["length_B"]):
+    prompt = {name: one[row : row + 1] for name, one in _prompts().items()}
+    prompt["tokens_BT"] = prompt["tokens_BT"][:, :length]
+    alone = _generate(model, prompt, seg_id=seg_id)
+    np.testing.assert_array_equal(both.tokens_BT[row], alone.tokens_BT[0])
+    np.testing.assert_array_equal(both.seg_valid_BG[row], alone.seg_valid_BG[0])
+    valid_G = np.asarray(alone.seg_valid_BG[0])
+    np.testing.assert_allclose(
+      np.asarray(both.masks_BGYX[row])[valid_G],
+      np.asarray(alone.masks_BGYX[0])[valid_G],
+      atol=1e-4,
+    )
+
+
 def test_rows_do_not_see_each_other(model):
   prompts = _prompts()
   prompts["tokens_BT"][1, 3:] += 1

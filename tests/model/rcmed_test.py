@@ -229,6 +229,46 @@ def test_padding_of_the_picture_is_never_read(model):
   )
 
 
+def test_rows_of_other_lengths_and_targets_are_what_they_are_alone(model):
+  """Two targets, one, none; 12, 9 and 7 tokens; images at 2, 0 and 4."""
+  rng = np.random.default_rng(0)
+  rows = ((12, 2, (7, 9)), (9, 0, (6,)), (7, 4, ()))
+  tokens_BT = np.zeros((3, 12), np.int32)
+  labels_BT = np.full((3, 12), IGNORE_LABEL, np.int32)
+  seg_BG, valid_BG = np.zeros((3, 2), np.int32), np.zeros((3, 2), bool)
+  for row, (length, image, places) in enumerate(rows):
+    tokens_BT[row, :length] = rng.integers(1, toy.SEG, length)
+    tokens_BT[row, image] = IMAGE_TOKEN
+    tokens_BT[row, list(places)] = toy.SEG
+    labels_BT[row, 5:length] = tokens_BT[row, 5:length]
+    seg_BG[row, : len(places)] = places
+    valid_BG[row, : len(places)] = True
+  pictures = toy.batch(3)
+  whole = {
+    "pixels_BIJC": pictures["pixels_BIJC"],
+    "extent_B2": pictures["extent_B2"],
+    "tokens_BT": tokens_BT,
+    "length_B": np.array([length for length, _, _ in rows], np.int32),
+    "labels_BT": labels_BT,
+    "seg_BG": seg_BG,
+    "valid_BG": valid_BG,
+  }
+  together = _run(model, jax.tree.map(jnp.asarray, whole))
+  for row in (1, 2):  # row 0 is not padded
+    length, _, places = rows[row]
+    alone = {name: values[row : row + 1] for name, values in whole.items()}
+    for name in ("tokens_BT", "labels_BT"):
+      alone[name] = alone[name][:, :length]
+    targets = max(len(places), 1)
+    for name in ("seg_BG", "valid_BG"):
+      alone[name] = alone[name][:, :targets]
+    single = _run(model, jax.tree.map(jnp.asarray, alone))
+    _close(together.logits_BTV[row, :length], single.logits_BTV[0])
+    if places:
+      _close(together.masks_KBGYX[:, row, :targets], single.masks_KBGYX[:, 0])
+      _close(together.quality_BG[row, :targets], single.quality_BG[0])
+
+
 def test_batch_without_any_target_trains_on_text_alone(model):
   batch = _batch(
     seg_BG=jnp.zeros((2, 2), jnp.int32), valid_BG=jnp.zeros((2, 2), bool)
