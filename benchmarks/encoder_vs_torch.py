@@ -106,7 +106,7 @@ def _encoder() -> tuple[Run, Run]:
   def theirs() -> np.ndarray:
     return module(pixels_BCIJ)[0].permute(0, 2, 3, 1).numpy()
 
-  return lambda: ours(pixels_BIJC), theirs
+  return lambda: np.asarray(ours(pixels_BIJC)), theirs
 
 
 def _language() -> tuple[Run, Run]:
@@ -137,7 +137,7 @@ def _language() -> tuple[Run, Run]:
     found = module(theirs_BT, use_cache=True, logits_to_keep=1)
     return found.logits[:, -1].numpy()
 
-  return lambda: ours(tokens_BT)[0], theirs
+  return lambda: np.asarray(ours(tokens_BT)[0]), theirs
 
 
 def _same(
@@ -163,12 +163,12 @@ def _same(
 
 
 def _jitted(module: nnx.Module, call: Callable[[Any, Any], Any]) -> Any:
-  """NumPy results of `call(module, argument)`, compiled."""
+  """`call(module, argument)`, compiled and waited for."""
   graphdef, weights = nnx.split(module)
   run = jax.jit(
     lambda weights, given: call(nnx.merge(graphdef, weights), given)
   )
-  return lambda given: jax.device_get(run(weights, given))
+  return lambda given: jax.block_until_ready(run(weights, given))
 
 
 def _sam_name(name: str) -> str:
