@@ -9,18 +9,19 @@ JOBS ?= 2
 RUN := $(VENV)/bin/python -m
 READY := $(VENV)/ready
 REFERENCE := $(VENV)/reference
+COMPILER := $(VENV)/compiler
 
 .PHONY: demo test heavy lint lock reference clean
 
 demo: $(READY)
 	$(RUN) rcmed_jax demo
 
-test: $(READY) $(REFERENCE)
+test: $(READY) $(REFERENCE) $(COMPILER)
 	$(RUN) pytest -n $(JOBS) --cov=rcmed_jax --cov-fail-under=85
 	$(MAKE) lint
 
 # pytest leaves with 5 where it found no test.
-heavy: $(READY) $(REFERENCE)
+heavy: $(READY) $(REFERENCE) $(COMPILER)
 	$(RUN) pytest -m heavy || test $$? -eq 5
 
 lint: $(READY)
@@ -41,6 +42,10 @@ lock: $(READY)
 	  --constraint requirements.lock --python-version 3.11 --no-annotate \
 	  --generate-hashes --no-emit-index-url --no-header \
 	  --output-file requirements-reference.lock
+	$(RUN) uv pip compile --quiet --upgrade --group compiler \
+	  --constraint requirements.lock --python-version 3.11 --no-annotate \
+	  --generate-hashes --no-emit-index-url --no-header \
+	  --output-file requirements-compiler.lock
 
 clean:
 	rm -rf $(VENV) .cache .coverage .pytest_cache .ruff_cache dist
@@ -59,4 +64,11 @@ $(REFERENCE): requirements-reference.lock $(READY)
 	$(RUN) pip install --quiet --no-deps --require-hashes \
 	  -r requirements-reference.lock || echo "No PyTorch of the lock's build \
 	  here; tests/reference will be skipped."
+	touch $@
+
+# The TPU compiler needs no TPU, but Linux on x86-64.
+$(COMPILER): requirements-compiler.lock $(READY)
+	$(RUN) pip install --quiet --no-deps --require-hashes \
+	  -r requirements-compiler.lock || echo "No TPU compiler for this machine; \
+	  what compiles for TPUs will be skipped."
 	touch $@
