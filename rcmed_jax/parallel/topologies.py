@@ -1,0 +1,60 @@
+"""TPU slices that nobody has rented: devices to compile for.
+
+The TPU compiler comes with the `tpu` extra (the package libtpu, Linux on
+x86-64) and needs no TPU. Programs lowered inside `jax.set_mesh` of a mesh of
+these devices are the ones that such a slice would run.
+"""
+
+import functools
+import importlib.util
+import os
+from typing import Any
+
+from jax.experimental import topologies as jax_topologies
+import numpy as np
+
+# GiB of memory a chip. Source: Google Cloud's documentation of TPU versions.
+MEMORY_GIB = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192}
+
+# What libtpu asks its machine for, and a machine without a TPU cannot answer.
+_ANSWERS = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several processes compile at once
+}
+
+
+@functools.cache
+def devices(name: str) -> np.ndarray:
+  """The devices of a slice, in the compiler's order.
+
+  Args:
+    name: generation and shape, such as "v5e:2x4" or "v5p:4x4x8".
+
+  Raises:
+    NotImplementedError: the TPU compiler is not installed.
+    ValueError: no such slice.
+  """
+  generation = name.partition(":")[0]
+  if generation not in MEMORY_GIB:
+    raise ValueError(
+      f"topology {name!r}: unknown generation {generation!r}; write one of "
+      f"{tuple(MEMORY_GIB)} and its shape, as in v5e:2x4 or v5p:4x4x8."
+    )
+  if importlib.util.find_spec("libtpu") is None:
+    raise NotImplementedError(
+      "the TPU compiler is not installed; `pip install rcmed-jax[tpu]` brings "
+      "it (Linux on x86-64)."
+    )
+  for variable, answer in _ANSWERS.items():
+    os.environ.setdefault(variable, answer)
+  try:
+    found: Any = jax_topologies.get_topology_desc(
+      topology_name=name, platform="tpu"
+    )
+  except RuntimeError as error:  # what XLA raises
+    raise ValueError(
+      f"topology {name!r} is not one that the TPU compiler knows: {error}"
+    ) from error
+  return np.asarray(found.devices)

@@ -1,0 +1,41 @@
+"""Slices to compile for, on a machine without one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcmed_jax.parallel import mesh, topologies
+
+
+@pytest.fixture(autouse=True)
+def compiler():
+  pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
+
+
+def test_a_slice_has_its_devices():
+  devices = topologies.devices("v5e:2x4")
+  assert devices.shape == (8,)
+  assert devices[0].device_kind == "TPU v5 lite"
+
+
+def test_a_program_is_compiled_for_a_slice():
+  sizes = mesh.MeshConfig(data=8)
+  of = mesh.make_mesh(sizes, topologies.devices("v5e:2x4").tolist())
+  whole = jax.sharding.NamedSharding(of, jax.sharding.PartitionSpec())
+  given = jax.ShapeDtypeStruct((256, 256), jnp.bfloat16, sharding=whole)
+  with jax.set_mesh(of):
+    compiled = jax.jit(lambda a: a @ a).lower(given).compile()
+  assert compiled.memory_analysis().argument_size_in_bytes == 2 * 256 * 256
+
+
+@pytest.mark.parametrize("name", ["h100:8", "v5e", "v5e:3x5"])
+def test_an_unknown_slice_is_an_error_that_names_it(name):
+  with pytest.raises(ValueError, match=name):
+    topologies.devices(name)
+
+
+def test_every_generation_with_a_memory_is_known_to_the_compiler():
+  for name in ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"):
+    assert np.size(topologies.devices(name)) >= 4
+    assert name.partition(":")[0] in topologies.MEMORY_GIB
