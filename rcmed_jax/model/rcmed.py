@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from rcmed_jax import axes
 from rcmed_jax.data.tokens import IGNORE_LABEL, IMAGE_TOKEN
-from rcmed_jax.model import layers
+from rcmed_jax.model import adapt, layers
 from rcmed_jax.model.config import ModelConfig
 from rcmed_jax.model.correlation import Correlation, soft_mask
 from rcmed_jax.model.image_encoder import ImageEncoder, normalize
@@ -115,6 +115,7 @@ class RCMed(nnx.Module):
     self,
     batch: Mapping[str, jax.Array],
     *,
+    adaptation: adapt.Adaptation | None = None,
     dropout_key: jax.Array | None = None,
   ) -> Prediction:
     """Logits and masks of a batch whose answers are given.
@@ -122,6 +123,7 @@ class RCMed(nnx.Module):
     Args:
       batch: `pixels_BIJC`, `extent_B2`, `tokens_BT`, `length_B`, `labels_BT`,
         `seg_BG`, `valid_BG` as `data/pipeline.py` makes them.
+      adaptation: of a new class in every row.
       dropout_key: None: no dropout.
     """
     language_key, guide_key, query_key = (
@@ -131,7 +133,7 @@ class RCMed(nnx.Module):
     )
     tokens_BT = batch["tokens_BT"]
     visual_BED, pixels_BYXC = self.encode_image(
-      batch["pixels_BIJC"], batch["extent_B2"]
+      batch["pixels_BIJC"], batch["extent_B2"], adaptation
     )
     states_BSD, image_B = self.embed(tokens_BT, visual_BED)
     supervised_BT = batch["labels_BT"] != IGNORE_LABEL
@@ -153,23 +155,31 @@ class RCMed(nnx.Module):
       image_B,
       batch["seg_BG"],
       batch["valid_BG"],
+      adaptation=adaptation,
       dropout_key=query_key,
     )
     before_BTD = jnp.concatenate([text_BTD[:, :1], text_BTD[:, :-1]], axis=1)
     return Prediction(self.language.logits(before_BTD), masks_KBGYX, quality_BG)
 
   def encode_image(
-    self, pixels_BIJC: jax.Array, extent_B2: jax.Array
+    self,
+    pixels_BIJC: jax.Array,
+    extent_B2: jax.Array,
+    adaptation: adapt.Adaptation | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """Visual tokens [B, E, D] for the text, pixel features [B, g, g, C].
 
     Args:
       pixels_BIJC: uint8[B, size, size, 3], RGB, padded bottom and right.
       extent_B2: int32[B, 2], rows and columns that are not padding.
+      adaptation: of a new class in every row.
     """
     tokens_BYXD, pixels_BYXC = self.image_encoder(
       normalize(pixels_BIJC, extent_B2, self.config.channel_order)
     )
+    if adaptation is not None:
+      tokens_BYXD = adapt.turn_up_tokens(tokens_BYXD, adaptation)
+      pixels_BYXC = adapt.turn_up_pixels(pixels_BYXC, adaptation)
     batch, rows, columns, width = tokens_BYXD.shape
     # Halving by bilinear interpolation is exactly the mean of 2 x 2.
     squares = tokens_BYXD.astype(jnp.float32).reshape(
@@ -268,6 +278,7 @@ class RCMed(nnx.Module):
     seg_BG: jax.Array,
     valid_BG: jax.Array,
     *,
+    adaptation: adapt.Adaptation | None = None,
     dropout_key: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """Mask logits after each step, [K + 1, B, G, 4g, 4g]; quality [B, G].
@@ -282,6 +293,7 @@ class RCMed(nnx.Module):
       image_B: index of the placeholder, which is no word.
       seg_BG: int32[B, G], index of each [SEG] among the tokens.
       valid_BG: bool[B, G], which targets exist.
+      adaptation: of a new class in every row.
       dropout_key: None: no dropout.
     """
     state_BG = jnp.maximum(seg_BG - 1, 0)
@@ -290,7 +302,10 @@ class RCMed(nnx.Module):
       self.config.dropout,
       dropout_key,
     )
-    masks_BGYX, quality_BG = self.mask_decoder(pixels_BYXC, query_BGC)
+    decode = functools.partial(
+      self._decode, valid_BG=valid_BG, adaptation=adaptation
+    )
+    masks_BGYX, quality_BG = decode(pixels_BYXC, query_BGC)
     masks = [masks_BGYX]
     if self.correlation is None:
       return jnp.stack(masks), quality_BG
@@ -316,6 +331,22 @@ class RCMed(nnx.Module):
         jnp.take_along_axis(words_BTC, state_BG[:, :, None], axis=1),
         query_BGC,
       )
-      masks_BGYX, quality_BG = self.mask_decoder(pixels_BYXC, query_BGC)
+      masks_BGYX, quality_BG = decode(pixels_BYXC, query_BGC)
       masks.append(masks_BGYX)
     return jnp.stack(masks), quality_BG
+
+  def _decode(
+    self,
+    pixels_BYXC: jax.Array,
+    query_BGC: jax.Array,
+    *,
+    valid_BG: jax.Array,
+    adaptation: adapt.Adaptation | None,
+  ) -> tuple[jax.Array, jax.Array]:
+    if adaptation is None:
+      return self.mask_decoder(pixels_BYXC, query_BGC)
+    masks_BGQYX, quality_BGQ = self.mask_decoder.all_masks(
+      pixels_BYXC, query_BGC
+    )
+    masks_BGYX = adapt.turn_up_logits(masks_BGQYX, valid_BG, adaptation)
+    return masks_BGYX, quality_BGQ[:, :, 0]
