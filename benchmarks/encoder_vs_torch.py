@@ -13,6 +13,7 @@ Needs 13 GB of memory.
 
 import argparse
 from collections.abc import Callable
+import dataclasses
 import gc
 import os
 import statistics
@@ -29,19 +30,14 @@ import transformers_names
 
 from rcmed_jax.convert import fit, names, names_vision, torch_io
 from rcmed_jax.model import config as configs
+from rcmed_jax.model import presets
 from rcmed_jax.model.rcmed import RCMed
 
 PROMPT = 1200  # tokens
 DEVIATION = 0.02  # of the random weights, transformers' own
 
-VIT_B = configs.ImageEncoderConfig(
-  width=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11)
-)
-# Sheared-LLaMA-1.3B, arXiv 2310.06694.
-LLAMA_1B = configs.LanguageConfig(
-  vocabulary=32000, width=2048, depth=24, heads=16, hidden=5504
-)
-CONFIG = configs.ModelConfig(image=VIT_B, language=LLAMA_1B, remat=False)
+LLAMA = dataclasses.replace(presets.LLAMA_1B, vocabulary=32000)
+CONFIG = configs.ModelConfig(image=presets.VIT_B, language=LLAMA, remat=False)
 
 Run = Callable[[], np.ndarray]
 
@@ -113,17 +109,17 @@ def _language() -> tuple[Run, Run]:
   """The next token's logits, [1, V], with a filled cache left behind."""
   module = transformers.LlamaForCausalLM(
     transformers.LlamaConfig(
-      vocab_size=LLAMA_1B.vocabulary,
-      hidden_size=LLAMA_1B.width,
-      num_hidden_layers=LLAMA_1B.depth,
-      num_attention_heads=LLAMA_1B.heads,
-      intermediate_size=LLAMA_1B.hidden,
-      rms_norm_eps=LLAMA_1B.norm_eps,
+      vocab_size=LLAMA.vocabulary,
+      hidden_size=LLAMA.width,
+      num_hidden_layers=LLAMA.depth,
+      num_attention_heads=LLAMA.heads,
+      intermediate_size=LLAMA.hidden,
+      rms_norm_eps=LLAMA.norm_eps,
       attn_implementation="sdpa",
     )
   )
   language = _same("language", module, lambda name: name)
-  ids = np.random.default_rng(1).integers(0, LLAMA_1B.vocabulary, (1, PROMPT))
+  ids = np.random.default_rng(1).integers(0, LLAMA.vocabulary, (1, PROMPT))
 
   def prefill(language: Any, tokens_BT: jax.Array) -> Any:
     hidden_BTD, cache = language.prefill(language.embed(tokens_BT), PROMPT)

@@ -19,6 +19,7 @@ COMMANDS = {
   "train": "train or fine-tune from a config",
   "evaluate": "score a trained model and write its report",
   "predict": "ask a trained model about one image",
+  "adapt": "teach a new class from examples, without training",
   "convert": "take in a PyTorch checkpoint, or give one out",
 }
 

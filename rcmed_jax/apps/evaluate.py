@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+import dataclasses
 import functools
 import pathlib
 import platform
@@ -39,14 +40,22 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument(
     "--out", type=pathlib.Path, help="default: <workdir>/report"
   )
+  runs.add_flags(parser)
   args, rest = parser.parse_known_args(argv)
   workdir = args.workdir or runs.newest()
   told = settings.parse(rest, default=runs.recorded(workdir))
+  if args.classes:  # a new class is asked for alone
+    asked = dataclasses.replace(told.eval, classes_per_question=1)
+    told = dataclasses.replace(told, eval=asked)
   out = args.out or workdir / "report"
   quarantine = checks.Quarantine(out / runs.QUARANTINE)
   items = runs.read_items(told, args.index, quarantine, descriptions="")
   assistant = runs.load_assistant(
-    workdir, batch_size=told.eval.batch_size, asked=told.eval
+    workdir,
+    batch_size=told.eval.batch_size,
+    asked=told.eval,
+    classes=args.classes,
+    in_int8=args.int8,
   )
   training = None if store.is_converted(workdir) else workdir
   summary = evaluate(

@@ -42,9 +42,12 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument(
     "--out", type=pathlib.Path, default=pathlib.Path("prediction")
   )
+  runs.add_flags(parser)
   args = parser.parse_args(argv)
   image_IJC = images.read(args.image)
-  assistant = runs.load_assistant(args.workdir or runs.newest())
+  assistant = runs.load_assistant(
+    args.workdir or runs.newest(), classes=args.classes, in_int8=args.int8
+  )
   answer = assistant.ask(image_IJC, args.prompt, describe=args.describe)
   write(args.out, image_IJC, answer, image=args.image, prompt=args.prompt)
   print(f"predict: {answer.text}")

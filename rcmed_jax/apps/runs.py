@@ -6,6 +6,7 @@ checkpoints/, frozen/, metrics.jsonl, tensorboard/   see train/
 quarantine.jsonl  data that could not be used
 """
 
+import argparse
 from collections.abc import Sequence
 import dataclasses
 import difflib
@@ -19,8 +20,9 @@ from rcmed_jax.apps import settings
 from rcmed_jax.convert import store, torch_io
 from rcmed_jax.data import checks, pipeline, readers, records, tokens
 from rcmed_jax.eval.protocols import EvalConfig, Request
-from rcmed_jax.model import rcmed
+from rcmed_jax.model import int8, rcmed
 from rcmed_jax.parallel.mesh import MeshConfig
+from rcmed_jax.serve import new_classes
 from rcmed_jax.serve.assistant import Answer, Assistant, Question
 from rcmed_jax.train import checkpoints
 from rcmed_jax.train.loop import TrainConfig
@@ -127,6 +129,8 @@ def load_assistant(
   *,
   batch_size: int = 1,
   asked: EvalConfig | None = None,
+  classes: Sequence[pathlib.Path] = (),
+  in_int8: bool = False,
 ) -> Assistant:
   """The assistant of a run's newest checkpoint, or of converted weights.
 
@@ -135,10 +139,13 @@ def load_assistant(
     batch_size: requests answered together.
     asked: how long answers may be and when a target is there; None: as
       recorded.
+    classes: files of new classes, which `rcmed adapt` wrote.
+    in_int8: whether the language model's layers are held in 8 bits.
 
   Raises:
-    FileNotFoundError: as `recorded`.
-    ValueError: as `recorded`, or the run has no checkpoint yet.
+    FileNotFoundError: as `recorded`, or a class file is missing.
+    ValueError: as `recorded`, the run has no checkpoint yet, or a class was
+      made with other weights.
   """
   told = recorded(workdir)
   if asked is not None:
@@ -152,7 +159,29 @@ def load_assistant(
     graphdef, _ = nnx.split(model)
     with checkpoints.Checkpoints(workdir) as saved:
       model = nnx.merge(graphdef, saved.weights())
-  return make_assistant(model, tokenizer, told, batch_size=batch_size)
+  if in_int8:
+    int8.quantize(model)
+  known = [new_classes.load(path) for path in classes]
+  return make_assistant(
+    model, tokenizer, told, batch_size=batch_size, classes=known
+  )
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of all commands that answer: --classes and --int8."""
+  parser.add_argument(
+    "--classes",
+    type=pathlib.Path,
+    action="append",
+    default=[],
+    metavar="CLASS.npz",
+    help="a new class from `rcmed adapt`; may be given several times",
+  )
+  parser.add_argument(
+    "--int8",
+    action="store_true",
+    help="hold the language model in 8 bits, a quarter of float32's memory",
+  )
 
 
 def require(workdir: pathlib.Path) -> None:
@@ -170,6 +199,7 @@ def make_assistant(
   told: settings.Settings,
   *,
   batch_size: int = 1,
+  classes: Sequence[new_classes.NewClass] = (),
 ) -> Assistant:
   """An assistant around a model, with the run's static shapes."""
   return Assistant(
@@ -181,6 +211,7 @@ def make_assistant(
     max_new=told.eval.max_new,
     max_targets=told.data.max_targets,
     present_quality=told.eval.present_quality,
+    classes=classes,
   )
 
 
@@ -231,6 +262,34 @@ def with_vocabulary(
   )
   model = dataclasses.replace(told.model, language=language)
   return dataclasses.replace(told, model=model)
+
+
+def with_sizes(
+  told: settings.Settings, held: store.Converted
+) -> settings.Settings:
+  """Settings for a run that starts from converted weights.
+
+  Sizes, order of channels and low-rank updates that the weights have are
+  theirs; what adds to a model (new updates, correlation steps), and how it
+  computes, stays as told. The tokenizer beside the weights is the run's, where
+  the settings name none.
+  """
+  language = dataclasses.replace(
+    held.model.language, attention=told.model.language.attention
+  )
+  model = dataclasses.replace(
+    told.model,
+    image=held.model.image,
+    language=language,
+    decoder=held.model.decoder,
+    channel_order=held.model.channel_order,
+    lora=held.model.lora if held.model.lora.rank else told.model.lora,
+  )
+  tokenizer = told.data.tokenizer
+  if not tokenizer and (held.folder / TOKENIZER).is_file():
+    tokenizer = str(held.folder / TOKENIZER)
+  data = dataclasses.replace(told.data, tokenizer=tokenizer)
+  return dataclasses.replace(told, model=model, data=data)
 
 
 def _tokenizer(

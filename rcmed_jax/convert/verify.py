@@ -105,6 +105,16 @@ def read(path: pathlib.Path, config: ModelConfig) -> Case:
   return Case(_batch(path, arrays, config), arrays["gt_masks"], references)
 
 
+def without_gradients(case: Case) -> Case:
+  """The case's forward pass alone."""
+  references = {
+    name: array
+    for name, array in case.references.items()
+    if not name.startswith(GRADIENT)
+  }
+  return dataclasses.replace(case, references=references)
+
+
 def outputs(
   model: RCMed, case: Case, score: Score
 ) -> tuple[Arrays, dict[str, np.ndarray]]:
@@ -143,7 +153,7 @@ def outputs(
 
     if wanted:
       return jax.grad(loss, has_aux=True)(params)
-    return {}, loss(params)[1]
+    return nnx.State({}), loss(params)[1]
 
   gradients, found = run(params, constants, case.batch)
   flat = nnx.traversals.flatten_mapping(nnx.to_pure_dict(gradients), sep=".")

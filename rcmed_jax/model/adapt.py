@@ -53,11 +53,22 @@ def prototypes(
   Returns:
     float32[B, C], and bool[B]: False where the mask covers less than a cell.
   """
-  grid = pixels_BYXC.shape[1:3]
-  weights_BYX1 = layers.resize_bilinear(masks_BIJ[..., None], grid)
+  _, rows, columns, _ = pixels_BYXC.shape
+  weights_BYX1 = layers.resize_bilinear(masks_BIJ[..., None], (rows, columns))
   area_B1 = weights_BYX1.sum(axis=(1, 2))
   sum_BC = (pixels_BYXC.astype(jnp.float32) * weights_BYX1).sum(axis=(1, 2))
   return sum_BC / (area_B1 + EPSILON), area_B1[:, 0] >= SMALLEST
+
+
+def prior(masks_SIJ: jax.Array, size: int) -> jax.Array:
+  """float32[size, size]: the mean of masks in the padded square frame.
+
+  Args:
+    masks_SIJ: float32, 0..1, of S supports.
+    size: 4 g, that of the mask logits.
+  """
+  mean_1IJ1 = masks_SIJ.mean(axis=0)[None, ..., None]
+  return layers.resize_bilinear(mean_1IJ1, (size, size))[0, ..., 0]
 
 
 def likeness(pixels_BYXC: jax.Array, prototype_BC: jax.Array) -> jax.Array:
@@ -76,9 +87,8 @@ def likeness(pixels_BYXC: jax.Array, prototype_BC: jax.Array) -> jax.Array:
   )
   length_BYX = jnp.linalg.norm(pixels_BYXC, axis=-1)
   cosine_BYX = product_BYX / jnp.maximum(length_BYX, EPSILON)
-  whole = dict(axis=(1, 2), keepdims=True)
-  mean_B11 = cosine_BYX.mean(**whole)
-  deviation_B11 = cosine_BYX.std(ddof=1, **whole)
+  mean_B11 = cosine_BYX.mean(axis=(1, 2), keepdims=True)
+  deviation_B11 = cosine_BYX.std(axis=(1, 2), ddof=1, keepdims=True)
   return jax.nn.sigmoid((cosine_BYX - mean_B11) / (deviation_B11 + EPSILON))
 
 
@@ -92,8 +102,9 @@ def turn_up_pixels(pixels_BYXC: jax.Array, given: Adaptation) -> jax.Array:
 
 def turn_up_tokens(tokens_BYXD: jax.Array, given: Adaptation) -> jax.Array:
   """Visual tokens, larger where the class lay in the supports."""
+  _, rows, columns, _ = tokens_BYXD.shape
   prior_BYX1 = layers.resize_bilinear(
-    given.prior_BYX[..., None], tokens_BYXD.shape[1:3]
+    given.prior_BYX[..., None], (rows, columns)
   )
   gain_BYX1 = given.token_strength_B[:, None, None, None] * prior_BYX1
   return (tokens_BYXD * (1 + gain_BYX1)).astype(tokens_BYXD.dtype)

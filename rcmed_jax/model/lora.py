@@ -60,3 +60,11 @@ class LoraLinear(nnx.Module):
       low_rank = values @ self.down[...].astype(self.dtype)
       result += (low_rank @ self.up[...].astype(self.dtype)) * self.scale
     return result
+
+  def merged(self) -> jax.Array:
+    """The kernel and its update in one, of the kernel's dtype."""
+    kernel = self.kernel[...]
+    if not self.rank:
+      return kernel
+    update = self.down[...].astype(jnp.float32) @ self.up[...]
+    return (kernel + self.scale * update).astype(kernel.dtype)

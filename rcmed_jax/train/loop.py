@@ -18,7 +18,7 @@ from rcmed_jax.model import rcmed
 from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.parallel import rules
 from rcmed_jax.train import checkpoints as checkpoint_files
-from rcmed_jax.train import logs, losses
+from rcmed_jax.train import initial, logs, losses
 from rcmed_jax.train import optimizer as optimizers
 from rcmed_jax.train import step as steps
 
@@ -87,6 +87,7 @@ def train(
   make_data: Callable[[], Batches],
   workdir: str | pathlib.Path,
   evaluators: Mapping[str, Evaluator] = types.MappingProxyType({}),
+  weights: Mapping[str, Any] | None = None,
 ) -> rcmed.RCMed:
   """The trained model. Goes on where `workdir` holds an earlier run.
 
@@ -96,6 +97,8 @@ def train(
     workdir: takes checkpoints, metrics.jsonl and TensorBoard files.
     evaluators: by name; each takes the model and returns numbers. The model's
       arrays are overwritten by the next step: do not keep them.
+    weights: arrays by dotted path that a new run starts from; None: from
+      nothing.
 
   Raises:
     FloatingPointError: at the first loss or gradient that is not finite; the
@@ -138,6 +141,8 @@ def train(
       state = steps.init_state(
         layout, model_config, optimizer_config, optimizer, config.seed
       )
+      if weights is not None:
+        state = initial.with_weights(state, weights)
     log = stack.enter_context(
       logs.Log(workdir, start=start, steps=config.steps)
     )

@@ -64,6 +64,25 @@ def test_a_tensor_past_its_bound_fails(vectors, shared, tmp_path, capsys):
   assert rows["hidden"][0] == pytest.approx(0.001 / 1.001, rel=0.1)
 
 
+def test_a_case_may_hold_the_forward_pass_alone(
+  vectors, shared, tmp_path, capsys
+):
+  case = {k: v for k, v in released.case(shared).items() if "grad/" not in k}
+  np.savez(tmp_path / "case.npz", **case)
+  assert _verify(vectors, tmp_path / "case.npz") == 0
+  assert "verify: 14 of 14 tensors" in capsys.readouterr().out
+
+
+@pytest.mark.heavy  # compiles the model once more
+def test_8_bits_cost_little_and_are_reported(vectors, capsys):
+  assert _verify(vectors, vectors / "case.npz", "--int8") == 0
+  said = capsys.readouterr().out
+  assert "none of them judged" in said
+  errors = {name: error for name, (error, _) in _rows(said).items()}
+  assert errors["image_embeddings"] < 1e-5  # not of the language model
+  assert 1e-4 < errors["hidden"] < 3e-2
+
+
 @pytest.mark.heavy  # compiles the model once more
 def test_the_vectors_pass_in_bfloat16(vectors, capsys):
   assert _verify(vectors, vectors / "case.npz", "--dtype", "bfloat16") == 0

@@ -14,8 +14,8 @@ import toy
 
 from rcmed_jax.convert import names
 from rcmed_jax.data.tokens import IGNORE_LABEL, IMAGE_TOKEN
-from rcmed_jax.model import layers
-from rcmed_jax.model.config import LoraConfig, ModelConfig
+from rcmed_jax.model import layers, presets
+from rcmed_jax.model.config import ModelConfig
 from rcmed_jax.model.lora import Lora
 from rcmed_jax.model.rcmed import Prediction, RCMed
 
@@ -371,8 +371,7 @@ def test_bfloat16_arithmetic_gives_float32_results(model):
 
 
 def test_full_size_has_the_release_s_parameters():
-  config = ModelConfig(lora=LoraConfig(rank=16))
-  model = nnx.eval_shape(lambda: RCMed(config, rngs=nnx.Rngs(0)))
+  model = nnx.eval_shape(lambda: RCMed(presets.SYRE_7B, rngs=nnx.Rngs(0)))
   counts: Counter[str] = Counter()
   for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
     counts[_part(path, variable)] += int(np.prod(variable.shape))

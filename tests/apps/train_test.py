@@ -1,0 +1,133 @@
+"""`rcmed train --init`: low-rank updates trained on converted weights."""
+
+import dataclasses
+import json
+
+import cv2
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch_files
+import toy
+
+from rcmed_jax import cli
+from rcmed_jax.apps import settings
+from rcmed_jax.convert import store
+from rcmed_jax.data import tokens
+from rcmed_jax.train import checkpoints, initial
+from rcmed_jax.train.step import TrainState
+
+WORDS = ["This is a <p> computed tomography </p> image with a liver in it."]
+
+
+def _rcmed(*argv) -> int:
+  return cli.main([*map(str, argv)])
+
+
+@pytest.fixture
+def converted(tmp_path):
+  """A converted checkpoint of noise, with its tokenizer."""
+  path = tmp_path / "tokenizer.model"
+  vocabulary = tokens.train_tokenizer(WORDS, 320, path).vocabulary
+  config = toy.model_config()
+  language = dataclasses.replace(config.language, vocabulary=vocabulary)
+  torch_files.write_release(
+    tmp_path / "syre", dataclasses.replace(config, language=language)
+  )
+  out = tmp_path / "ours"
+  told = ("convert", "import", "--from=syre", tmp_path / "syre", out)
+  assert _rcmed(*told, "--tokenizer", path) == 0
+  return out
+
+
+@pytest.fixture
+def index(tmp_path):
+  rng = np.random.default_rng(0)
+  mask = np.zeros((32, 32), np.uint8)
+  mask[8:20, 8:20] = 1
+  entries = {}
+  for number in range(2):
+    name = f"ct--mine--{number}.png"
+    image = rng.integers(0, 255, (32, 32, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / name), image)
+    cv2.imwrite(str(tmp_path / f"mask-{name}"), mask)
+    entries[name] = [{f"mask-{name}": "liver"}]
+  path = tmp_path / "image2label_mine.json"
+  path.write_text(json.dumps(entries))
+  return path
+
+
+def test_low_rank_updates_train_on_converted_weights_and_leave(
+  converted, index, tmp_path
+):
+  run = tmp_path / "run"
+  assert not _rcmed(
+    "train",
+    "--config=configs/finetune.py:tiny",
+    f"--init={converted}",
+    f"--workdir={run}",
+    f"--config.data.index={index}",
+    "--config.data.lengths=(256,)",
+    "--config.data.mask_size=64",
+    "--config.model.lora.rank=2",
+    "--config.optimizer.trainable=lora",
+    "--config.train.batch_size=8",
+    "--config.mesh.data=8",
+    "--config.train.steps=2",
+  )
+  held = store.read(converted)
+  model = settings.load(run).model
+  assert (model.image, model.decoder) == (held.model.image, held.model.decoder)
+  assert (model.channel_order, model.lora.rank) == ("bgr", 2)
+  with checkpoints.Checkpoints(run) as saved:
+    language = saved.weights()["language"]["layers"]
+  up = np.asarray(language["q"]["up"])
+  assert np.abs(up).max() > 0  # it started at zero
+  base = np.asarray(held.tensors["language.layers.q.kernel"]).astype(np.float32)
+  kernel = np.asarray(language["q"]["kernel"])  # held in bfloat16
+  np.testing.assert_allclose(np.float32(kernel), base, rtol=1e-2, atol=1e-4)
+
+  # Out and in again, merged: only what trained has moved.
+  assert _rcmed("convert", "export", run, tmp_path / "out") == 0
+  back = ("convert", "import", "--from=syre", tmp_path / "out")
+  assert _rcmed(*back, tmp_path / "back") == 0
+  again = store.read(tmp_path / "back").tensors
+  merged = np.float32(np.asarray(again["language.layers.q.kernel"]))
+  down = np.asarray(language["q"]["down"])
+  scale = model.lora.alpha / model.lora.rank
+  expected = np.float32(kernel) + scale * down @ up
+  np.testing.assert_allclose(merged, expected, rtol=1e-2, atol=1e-3)
+  np.testing.assert_allclose(
+    np.asarray(again["mask_decoder.quality_token"], np.float32),
+    np.asarray(held.tensors["mask_decoder.quality_token"], np.float32),
+    rtol=1e-2,
+  )
+
+
+def _state():
+  return TrainState(
+    step=jnp.int32(0),
+    trainable={"head": {"kernel": jnp.zeros((2, 3))}},
+    frozen={"body": {"kernel": jnp.ones((2,), jnp.bfloat16)}},
+    moments={},
+  )
+
+
+def test_weights_take_the_dtype_and_place_of_the_state_s_own():
+  given = {"body.kernel": np.float32([2, 3])}
+  found = initial.with_weights(_state(), given)
+  assert found.frozen["body"]["kernel"].dtype == "bfloat16"
+  assert found.frozen["body"]["kernel"].tolist() == [2, 3]
+  assert not found.trainable["head"]["kernel"].any()
+
+
+@pytest.mark.parametrize(
+  ("given", "said"),
+  [
+    ({"tail": np.zeros(2)}, "no place for tail"),
+    ({"body.kernel": np.zeros(3)}, r"shape \(3,\), the model \(2,\)"),
+  ],
+)
+def test_weights_of_another_model_are_refused(given, said):
+  with pytest.raises(ValueError, match=said):
+    initial.with_weights(_state(), given)
