@@ -13,6 +13,7 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 CHANNEL_ORDERS = ("rgb", "bgr")
 ATTENTIONS = ("causal", "prefix")
 DTYPES = ("float32", "bfloat16")
+IMAGE_ATTENTIONS = ("auto", "reference", "pallas")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,8 @@ class ImageEncoderConfig:
   mlp_ratio: float = 4.0
   window: int = 14
   global_blocks: tuple[int, ...] = (7, 15, 23, 31)
+  # How attention runs: "auto" takes the fastest that the device has.
+  attention: str = "auto"
 
   @property
   def grid(self) -> int:
@@ -119,6 +122,7 @@ class ModelConfig:
       ("channel_order", self.channel_order, CHANNEL_ORDERS),
       ("language.attention", self.language.attention, ATTENTIONS),
       ("dtype", self.dtype, DTYPES),
+      ("image.attention", image.attention, IMAGE_ATTENTIONS),
     ):
       if value not in allowed:
         raise ValueError(

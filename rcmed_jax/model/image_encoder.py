@@ -172,7 +172,9 @@ class Attention(nnx.Module):
     head_width = width // self.heads
     self.dtype = dtype = jnp.dtype(config.dtype)
     self.scale = head_width**-0.5
-    self.attend = window_relpos_attention if windowed else relpos_attention
+    self.op = window_relpos_attention if windowed else relpos_attention
+    chosen = config.image.attention
+    self.implementation = None if chosen == "auto" else chosen
     # q, k, v on an axis of their own, so that heads can be sharded.
     self.qkv = nnx.LinearGeneral(
       width,
@@ -200,36 +202,56 @@ class Attention(nnx.Module):
   def __call__(self, tokens_BYXD: jax.Array) -> jax.Array:
     batch, rows, columns, width = tokens_BYXD.shape
     head_width = width // self.heads
-    # [B, Y, X, 3, N * H] to [3, B * N, P, H]: heads join the batch.
     qkv = self.qkv(tokens_BYXD).reshape(
       batch, rows * columns, 3, self.heads, head_width
     )
-    qkv = qkv.transpose(2, 0, 3, 1, 4)
-    q_MPH, k_MPH, v_MPH = qkv.reshape(3, -1, rows * columns, head_width)
-    q_MYXH = q_MPH.reshape(-1, rows, columns, head_width)
-    rel_h_MYXS = jnp.einsum(
-      "MYXH,YSH->MYXS",
-      q_MYXH,
+    q_BNPH, k_BNPH, v_BNPH = qkv.transpose(2, 0, 3, 1, 4)
+    q_BNYXH = q_BNPH.reshape(batch, self.heads, rows, columns, head_width)
+    rel_h_BNYXS = jnp.einsum(
+      "BNYXH,YSH->BNYXS",
+      q_BNYXH,
       _by_distance(self.rows[...], rows).astype(self.dtype),
       preferred_element_type=jnp.float32,
     )
-    rel_w_MYXS = jnp.einsum(
-      "MYXH,XSH->MYXS",
-      q_MYXH,
+    rel_w_BNYXS = jnp.einsum(
+      "BNYXH,XSH->BNYXS",
+      q_BNYXH,
       _by_distance(self.columns[...], columns).astype(self.dtype),
       preferred_element_type=jnp.float32,
     )
-    out_MPH = self.attend(
-      q_MPH,
-      k_MPH,
-      v_MPH,
-      rel_h_MYXS.reshape(-1, rows * columns, rows),
-      rel_w_MYXS.reshape(-1, rows * columns, columns),
-      self.scale,
+    out_BNPH = self._attend(
+      q_BNPH,
+      k_BNPH,
+      v_BNPH,
+      rel_h_BNYXS.reshape(batch, self.heads, rows * columns, rows),
+      rel_w_BNYXS.reshape(batch, self.heads, rows * columns, columns),
     )
-    out_BNPH = out_MPH.reshape(batch, self.heads, rows * columns, head_width)
     out_BPNH = out_BNPH.transpose(0, 2, 1, 3)
     return self.out(out_BPNH.reshape(batch, rows, columns, width))
+
+  def _attend(
+    self,
+    q_BNPH: jax.Array,
+    k_BNPH: jax.Array,
+    v_BNPH: jax.Array,
+    rel_h_BNPS: jax.Array,
+    rel_w_BNPS: jax.Array,
+  ) -> jax.Array:
+    """[B, N, P, H]; the op knows no images and heads, only their product."""
+
+    def fold(values: jax.Array) -> jax.Array:
+      return values.reshape(-1, *values.shape[2:])
+
+    out_MPH = self.op(
+      fold(q_BNPH),
+      fold(k_BNPH),
+      fold(v_BNPH),
+      fold(rel_h_BNPS),
+      fold(rel_w_BNPS),
+      self.scale,
+      implementation=self.implementation,
+    )
+    return out_MPH.reshape(q_BNPH.shape)
 
 
 class Neck(nnx.Module):
