@@ -36,7 +36,7 @@ def correlation_attention(
   heads: int,
   gate_BP: jax.Array | None = None,
   implementation: str | None = None,
-  kernel_from: int = KERNEL_FROM,
+  kernel_from: int | None = None,
   interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
   """What pixels read from words, and words from pixels.
@@ -59,7 +59,8 @@ def correlation_attention(
     gate_BP: float32[B, P], added to the affinity of each pixel.
     implementation: None chooses; "reference" is plain XLA, "pallas" our
       kernel, on TPU.
-    kernel_from: with fewer words than this, None means "reference".
+    kernel_from: with fewer words than this, an implementation of None means
+      "reference"; None takes KERNEL_FROM.
     interpret: run the TPU kernel's body in plain JAX, on any platform.
 
   Returns:
@@ -100,7 +101,7 @@ def refusals(
   value_BTC: Any,
   *,
   heads: int,
-  kernel_from: int = KERNEL_FROM,
+  kernel_from: int | None = None,
   interpret: bool = False,
 ) -> dict[str, str | None]:
   """Every implementation, the preferred one first, with why it cannot run.
@@ -119,7 +120,7 @@ def refusals(
       words, channels, heads, {jnp.dtype(array.dtype) for array in operands}
     )
   found = {choice.PALLAS: why, choice.REFERENCE: None}
-  if words < kernel_from:
+  if words < (KERNEL_FROM if kernel_from is None else kernel_from):
     found = dict(reversed(found.items()))
   return found
 

@@ -119,22 +119,14 @@ def _kernel(
   """One block of pixels and all words of one group of heads."""
 
   @pl.when(pl.program_id(2) == 0)
-  def _begin():
-    kept_TL = layout.spread(mask_ref[0])
-    layout.keep(key_ref[0], kept_TL, keys_ref, width)
-    values_TC = jnp.where(
-      across(kept_TL, word_value_ref.shape[2]) > 0,
-      word_value_ref[0].astype(jnp.float32),
-      0,
-    )
-    values_ref[...] = values_TC.T.astype(values_ref.dtype)
-    bias_ref[...] = (1 - kept_TL) * layout.MASKED
+  def _():
+    _begin(key_ref, word_value_ref, mask_ref, keys_ref, values_ref, bias_ref)
     most_ref[...] = jnp.full_like(most_ref, LOWEST)
     sum_ref[...] = jnp.zeros_like(sum_ref)
     total_ref[...] = jnp.zeros_like(total_ref)
 
   query_PC, value_PC, gate_1P = query_ref[0], value_ref[0], gate_ref[0] * LOG2_E
-  heads, words, block = *keys_ref.shape[:2], query_PC.shape[0]
+  heads, words, _ = keys_ref.shape
   scale = width**-0.5 * LOG2_E
   tiles = [slice(start, start + TILE) for start in range(0, words, TILE)]
 
@@ -143,29 +135,12 @@ def _kernel(
       dot(keys_ref[head, tile], query_PC, COLUMNS) * scale for tile in tiles
     ]
 
-  ahead = scores(0)
-  for head in range(heads):
+  for head, now in enumerate(layout.one_ahead(scores, range(heads))):
     own = slice(head * width, (head + 1) * width)
-    now = ahead
-    if head + 1 < heads:
-      # Issued before this head's softmax, to keep the matrix unit busy.
-      ahead = scores(head + 1)
-    most_1P = jnp.full((1, block), LOWEST)
+    mixed_HP, lse_1P = _read(now, bias_ref, values_ref.at[own])
+    pixels_ref[0, :, own] = mixed_HP.T.astype(pixels_ref.dtype)
+    pixel_lse_ref[0, 0, head : head + 1] = lse_1P
     for tile, scores_TP in zip(tiles, now, strict=True):
-      bias_TP = across(bias_ref[tile], block)
-      most_1P = jnp.maximum(
-        most_1P, jnp.max(scores_TP + bias_TP, axis=0, keepdims=True)
-      )
-    sum_1P = jnp.zeros((1, block), jnp.float32)
-    mixed_HP = jnp.zeros((width, block), jnp.float32)
-    for tile, scores_TP in zip(tiles, now, strict=True):
-      over_words_TP = jnp.exp2(
-        scores_TP + across(bias_ref[tile], block) - most_1P
-      )
-      sum_1P += jnp.sum(over_words_TP, axis=0, keepdims=True)
-      mixed_HP += dot(
-        values_ref[own, tile], over_words_TP.astype(value_PC.dtype), PRODUCT
-      )
       _look(
         scores_TP + gate_1P,
         value_PC,
@@ -173,22 +148,75 @@ def _kernel(
         sum_ref.at[head, tile],
         total_ref.at[head, tile],
       )
-    pixels_ref[0, :, own] = (mixed_HP / sum_1P).T.astype(pixels_ref.dtype)
-    pixel_lse_ref[0, 0, head : head + 1] = most_1P + jnp.log2(sum_1P)
 
   @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
-  def _end():
-    kept_TL = layout.spread(mask_ref[0])
-    owner_1C = layout.head_of_lane(words_ref.shape[2], width)
-    words_TC = jnp.zeros(words_ref.shape[1:], jnp.float32)
-    for head in range(heads):
-      # Its largest score counts 1, so no sum is zero.
-      sum_T1 = jnp.sum(sum_ref[head], axis=1, keepdims=True)
-      part_TC = total_ref[head] * across(kept_TL / sum_T1, owner_1C.shape[1])
-      words_TC = jnp.where(owner_1C == head, part_TC, words_TC)
-      lse_TL = most_ref[head] + jnp.log2(sum_T1)
-      word_lse_ref[0, 0, head : head + 1] = lse_TL.T[:1]
-    words_ref[0] = words_TC.astype(words_ref.dtype)
+  def _():
+    _end(mask_ref, most_ref, sum_ref, total_ref, words_ref, word_lse_ref, width)
+
+
+def _begin(
+  key_ref, word_value_ref, mask_ref, keys_ref, values_ref, bias_ref
+) -> None:
+  """Writes what every block needs of the words."""
+  kept_TL = layout.spread(mask_ref[0])
+  layout.keep(key_ref[0], kept_TL, keys_ref)
+  values_TC = jnp.where(
+    across(kept_TL, word_value_ref.shape[2]) > 0,
+    word_value_ref[0].astype(jnp.float32),
+    0,
+  )
+  values_ref[...] = values_TC.T.astype(values_ref.dtype)
+  bias_ref[...] = (1 - kept_TL) * layout.MASKED
+
+
+def _read(tiles, bias_ref, values_ref) -> tuple[jax.Array, jax.Array]:
+  """What a block of pixels reads from the words through one head.
+
+  Args:
+    tiles: scores [TILE, P] of all words, tile by tile.
+    bias_ref: [T, LANES], added to them.
+    values_ref: [H, T], the words' values.
+
+  Returns:
+    ([H, P], logsumexp [1, P]).
+  """
+  starts = range(0, bias_ref.shape[0], TILE)
+  biased = [
+    scores_TP + across(bias_ref[start : start + TILE], scores_TP.shape[1])
+    for start, scores_TP in zip(starts, tiles, strict=True)
+  ]
+  most_1P: jax.Array = functools.reduce(
+    jnp.maximum, [scores_TP.max(axis=0, keepdims=True) for scores_TP in biased]
+  )
+  block, width = biased[0].shape[1], values_ref.shape[0]
+  sum_1P = jnp.zeros((1, block), jnp.float32)
+  mixed_HP = jnp.zeros((width, block), jnp.float32)
+  for start, scores_TP in zip(starts, biased, strict=True):
+    weights_TP = jnp.exp2(scores_TP - most_1P)
+    sum_1P += weights_TP.sum(axis=0, keepdims=True)
+    mixed_HP += dot(
+      values_ref[:, start : start + TILE],
+      weights_TP.astype(values_ref.dtype),
+      PRODUCT,
+    )
+  return mixed_HP / sum_1P, most_1P + jnp.log2(sum_1P)
+
+
+def _end(
+  mask_ref, most_ref, sum_ref, total_ref, words_ref, word_lse_ref, width
+) -> None:
+  """Writes what the words have read from all pixels."""
+  kept_TL = layout.spread(mask_ref[0])
+  owner_1C = layout.head_of_lane(words_ref.shape[2], width)
+  words_TC = jnp.zeros(words_ref.shape[1:], jnp.float32)
+  for head in range(most_ref.shape[0]):
+    # Its largest score counts 1, so no sum is zero.
+    sum_T1 = jnp.sum(sum_ref[head], axis=1, keepdims=True)
+    part_TC = total_ref[head] * across(kept_TL / sum_T1, owner_1C.shape[1])
+    words_TC = jnp.where(owner_1C == head, part_TC, words_TC)
+    lse_TL = most_ref[head] + jnp.log2(sum_T1)
+    word_lse_ref[0, 0, head : head + 1] = lse_TL.T[:1]
+  words_ref[0] = words_TC.astype(words_ref.dtype)
 
 
 def _look(scores_TP, value_PC, most_ref, sum_ref, total_ref) -> None:

@@ -152,11 +152,11 @@ def _kernel(
   """One block of pixels and all words of one group of heads."""
 
   @pl.when(pl.program_id(2) == 0)
-  def _begin():
+  def _():
     kept_TL = layout.spread(mask_ref[0])
-    layout.keep(key_ref[0], kept_TL, keys_ref, width)
-    layout.keep(word_value_ref[0], kept_TL, word_values_ref, width)
-    layout.keep(d_words_ref[0], kept_TL, d_words_heads_ref, width)
+    layout.keep(key_ref[0], kept_TL, keys_ref)
+    layout.keep(word_value_ref[0], kept_TL, word_values_ref)
+    layout.keep(d_words_ref[0], kept_TL, d_words_heads_ref)
     _stand(keys_ref, keys_upright_ref)
     _stand(d_words_heads_ref, d_words_upright_ref)
     _prepare(kept_TL, words_ref, d_words_heads_ref, word_lse_ref, stats_ref)
@@ -170,8 +170,9 @@ def _kernel(
   d1_NP = _along(d_pixels_PC, pixels_ref[0], width)
   owner_1C = layout.head_of_lane(lanes, width)
 
-  def products(head, tile):
+  def products(step):
     """The scores, and what P1 and P2 get from the outputs' gradients."""
+    head, tile = step
     return (
       dot(keys_ref[head, tile], query_PC, COLUMNS),
       dot(word_values_ref[head, tile], d_pixels_PC, COLUMNS),
@@ -180,50 +181,55 @@ def _kernel(
 
   tiles = [slice(start, start + TILE) for start in range(0, words, TILE)]
   steps = [(head, tile) for head in range(heads) for tile in tiles]
+  made = layout.one_ahead(products, steps)
   d_gate_1P = jnp.zeros((1, block), jnp.float32)
-  d_query_HP = d_value_HP = jnp.zeros((width, block), jnp.float32)
-  ahead = products(*steps[0])
-  for step, (head, tile) in enumerate(steps):
-    scores_TP, d_p1_TP, d_p2_TP = ahead
-    if step + 1 < len(steps):
-      ahead = products(*steps[step + 1])  # before this tile needs the others
-    own = slice(head * width, (head + 1) * width)
-    d2_TP, lse_TP, bias_TP = (
-      across(stats_ref[index, tile], block)
-      for index in (head, heads + head, 2 * heads)
-    )
-    scores_TP *= width**-0.5 * LOG2_E
-    # In this order a text of masked words only, whose lse is MASKED too, gives
-    # finite weights; their gradients are zero or masked.
-    p1_TP = jnp.exp2(
-      (scores_TP - pixel_lse_ref[0, 0, head : head + 1]) + bias_TP
-    )
-    p2_TP = jnp.exp2(scores_TP + gate_1P - lse_TP)
-    ds2_TP = p2_TP * (d_p2_TP - d2_TP)
-    d_gate_1P += jnp.sum(ds2_TP, axis=0, keepdims=True)
-    ds_TP = (p1_TP * (d_p1_TP - d1_NP[head : head + 1]) + ds2_TP).astype(dtype)
-    d_keys_ref[tile] += dot(
-      ds_TP, jnp.where(owner_1C == head, query_PC, 0), PRODUCT
-    )
-    d_word_values_ref[tile] += dot(
-      p1_TP.astype(dtype), jnp.where(owner_1C == head, d_pixels_PC, 0), PRODUCT
-    )
-    d_query_HP += dot(keys_upright_ref[own, tile], ds_TP, PRODUCT)
-    d_value_HP += dot(
-      d_words_upright_ref[own, tile], p2_TP.astype(dtype), PRODUCT
-    )
-    if tile is tiles[-1]:
-      d_query_PH = (d_query_HP * width**-0.5).T
-      d_query_ref[0, :, own] = d_query_PH.astype(dtype)
-      d_value_ref[0, :, own] = d_value_HP.T.astype(dtype)
-      d_query_HP = d_value_HP = jnp.zeros((width, block), jnp.float32)
+  for head in range(heads):
+    own, row = slice(head * width, (head + 1) * width), slice(head, head + 1)
+    of_pixels = gate_1P, pixel_lse_ref[0, 0, row], d1_NP[row]
+    own_query_PC = jnp.where(owner_1C == head, query_PC, 0)
+    own_d_pixels_PC = jnp.where(owner_1C == head, d_pixels_PC, 0)
+    d_query_HP = d_value_HP = jnp.zeros((width, block), jnp.float32)
+    for tile in tiles:
+      of_words = [
+        across(stats_ref[index, tile], block)
+        for index in (heads + head, head, 2 * heads)
+      ]
+      p1_TP, p2_TP, ds2_TP, ds_TP = _weigh(
+        next(made), of_pixels, of_words, width**-0.5 * LOG2_E
+      )
+      d_gate_1P += jnp.sum(ds2_TP, axis=0, keepdims=True)
+      ds_TP = ds_TP.astype(dtype)
+      d_keys_ref[tile] += dot(ds_TP, own_query_PC, PRODUCT)
+      d_word_values_ref[tile] += dot(
+        p1_TP.astype(dtype), own_d_pixels_PC, PRODUCT
+      )
+      d_query_HP += dot(keys_upright_ref[own, tile], ds_TP, PRODUCT)
+      d_value_HP += dot(
+        d_words_upright_ref[own, tile], p2_TP.astype(dtype), PRODUCT
+      )
+    d_query_ref[0, :, own] = (d_query_HP * width**-0.5).astype(dtype).T
+    d_value_ref[0, :, own] = d_value_HP.astype(dtype).T
   d_gate_ref[0, 0] = d_gate_1P
 
   @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
-  def _end():
+  def _():
     kept_TC = across(layout.spread(mask_ref[0]), lanes)
     d_key_ref[0] = (d_keys_ref[...] * width**-0.5).astype(dtype)
     d_word_value_ref[0] = (d_word_values_ref[...] * kept_TC).astype(dtype)
+
+
+def _weigh(products, of_pixels, of_words, scale):
+  """(P1, P2, dS2, dS1 + dS2) of one head and tile, each [T, P]."""
+  scores_TP, d_p1_TP, d_p2_TP = products
+  gate_1P, pixel_lse_1P, d1_1P = of_pixels
+  word_lse_TP, d2_TP, bias_TP = of_words
+  scores_TP = scores_TP * scale
+  # In this order a text of masked words only, whose lse is MASKED too, gives
+  # finite weights; their gradients are zero or masked.
+  p1_TP = jnp.exp2((scores_TP - pixel_lse_1P) + bias_TP)
+  p2_TP = jnp.exp2((scores_TP + gate_1P) - word_lse_TP)
+  ds2_TP = p2_TP * (d_p2_TP - d2_TP)
+  return p1_TP, p2_TP, ds2_TP, p1_TP * (d_p1_TP - d1_1P) + ds2_TP
 
 
 def _stand(heads_ref, upright_ref) -> None:

@@ -11,6 +11,7 @@ the pixels is kept up to date from block to block.
 Exponentials and logsumexps are in base 2, which is what the hardware has.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 from typing import Any
 
@@ -100,7 +101,8 @@ class Tiling:
 def tiling(pixels_BPC: Any, words_BTC: Any, heads: int) -> Tiling:
   """The cut that pads the fewest pixels, in the largest blocks."""
   rows, pixels, channels = pixels_BPC.shape
-  block = min((512, 384, 256, 128), key=lambda size: (-pixels % size, -size))
+  blocks = (512, 384, 256) if pixels > LANES else (LANES,)
+  block = min(blocks, key=lambda size: (-pixels % size, -size))
   return Tiling(
     rows=rows,
     pixels=pixels + -pixels % block,
@@ -183,15 +185,31 @@ def head_of_lane(lanes: int, width: int) -> jax.Array:
   return jax.lax.broadcasted_iota(jnp.int32, (1, lanes), 1) // width
 
 
-def keep(words_TC, kept_TL, heads_ref, width: int) -> None:
+def keep(words_TC, kept_TL, heads_ref) -> None:
   """Writes each head's lanes of the words that are there, all else zero.
 
   What a masked word holds is never multiplied, be it infinite.
   """
-  owner_1C = head_of_lane(words_TC.shape[1], width)
-  kept_TC = across(kept_TL, words_TC.shape[1]) > 0
-  for head in range(heads_ref.shape[0]):
+  heads, _, lanes = heads_ref.shape
+  owner_1C = head_of_lane(lanes, lanes // heads)
+  kept_TC = across(kept_TL, lanes) > 0
+  for head in range(heads):
     part_TC = jnp.where(
       kept_TC & (owner_1C == head), words_TC.astype(jnp.float32), 0
     )
     heads_ref[head] = part_TC.astype(heads_ref.dtype)
+
+
+def one_ahead(
+  make: Callable[[Any], Any], steps: Sequence[Any]
+) -> Iterator[Any]:
+  """make(step) of each step, the next one's made before this one is used.
+
+  What is made are products: they keep the matrix unit busy while the other
+  units work on the step before.
+  """
+  following = make(steps[0])
+  for step in steps[1:]:
+    made, following = following, make(step)
+    yield made
+  yield following
