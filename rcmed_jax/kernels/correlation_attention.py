@@ -3,15 +3,27 @@
 One affinity S between pixels and words serves twice: every pixel attends to
 the words (softmax over words) and every word attends to the pixels (softmax
 over pixels). `reference` is the specification of every kernel of this op.
+No implementation keeps scores for the backward pass: they are made again.
 """
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-IMPLEMENTATIONS = (None, "reference")
+from rcmed_jax.kernels import (
+  choice,
+  correlation_attention_tpu,
+  correlation_attention_tpu_backward,
+  correlation_attention_tpu_layout,
+)
 
 # Far below any score, yet finite: a row of nothing else stays free of NaN.
 MASKED = -1e30
+
+# Words from which a kernel is preferred to plain XLA.
+KERNEL_FROM = 64
 
 
 def correlation_attention(
@@ -24,6 +36,8 @@ def correlation_attention(
   heads: int,
   gate_BP: jax.Array | None = None,
   implementation: str | None = None,
+  kernel_from: int | None = None,
+  interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
   """What pixels read from words, and words from pixels.
 
@@ -43,30 +57,98 @@ def correlation_attention(
     mask_BT: bool[B, T], True where there is a word.
     heads: number of heads; divides C.
     gate_BP: float32[B, P], added to the affinity of each pixel.
-    implementation: None chooses; "reference" is plain XLA.
+    implementation: None chooses; "reference" is plain XLA, "pallas" our
+      kernel, on TPU.
+    kernel_from: with fewer words than this, an implementation of None means
+      "reference"; None takes KERNEL_FROM.
+    interpret: run the TPU kernel's body in plain JAX, on any platform.
 
   Returns:
     (pixels [B, P, C], words [B, T, C]) in the dtypes of their values.
 
   Raises:
-    NotImplementedError: no such implementation on this machine.
+    NotImplementedError: no such implementation, or it cannot run here.
 
   Source: the correlation step of the model's closed loop.
   """
-  if implementation not in IMPLEMENTATIONS:
-    raise NotImplementedError(
-      f"correlation_attention has no implementation {implementation!r} yet; "
-      f"choose one of {IMPLEMENTATIONS}."
-    )
-  return reference(
-    query_BPC,
-    value_BPC,
-    key_BTC,
-    value_BTC,
-    mask_BT,
-    heads=heads,
-    gate_BP=gate_BP,
+  chosen = choice.choose(
+    "correlation_attention",
+    implementation,
+    refusals(
+      query_BPC,
+      value_BPC,
+      key_BTC,
+      value_BTC,
+      heads=heads,
+      kernel_from=kernel_from,
+      interpret=interpret,
+    ),
   )
+  operands = query_BPC, value_BPC, key_BTC, value_BTC, mask_BT
+  if chosen == choice.PALLAS:
+    if gate_BP is None:
+      gate_BP = jnp.zeros(query_BPC.shape[:2], jnp.float32)
+    return _fused(heads, interpret, *operands, gate_BP)
+  return jax.checkpoint(functools.partial(reference, heads=heads))(
+    *operands, gate_BP=gate_BP
+  )
+
+
+def refusals(
+  query_BPC: Any,
+  value_BPC: Any,
+  key_BTC: Any,
+  value_BTC: Any,
+  *,
+  heads: int,
+  kernel_from: int | None = None,
+  interpret: bool = False,
+) -> dict[str, str | None]:
+  """Every implementation, the preferred one first, with why it cannot run.
+
+  Args:
+    query_BPC, ..., value_BTC: arrays, or anything with their shape and dtype.
+    heads, kernel_from, interpret: as in `correlation_attention`.
+  """
+  words, channels = key_BTC.shape[1:]
+  platform, _ = choice.device()
+  if platform != "tpu" and not interpret:
+    why = f"it needs a TPU, or interpret=True; here is a {platform}"
+  else:
+    operands = query_BPC, value_BPC, key_BTC, value_BTC
+    why = correlation_attention_tpu_layout.refusal(
+      words, channels, heads, {jnp.dtype(array.dtype) for array in operands}
+    )
+  found = {choice.PALLAS: why, choice.REFERENCE: None}
+  if words < (KERNEL_FROM if kernel_from is None else kernel_from):
+    found = dict(reversed(found.items()))
+  return found
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _fused(
+  heads: int, interpret: bool, *operands: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The kernel; operands as `correlation_attention` names them, gate last."""
+  return _fused_forward(heads, interpret, *operands)[0]
+
+
+def _fused_forward(heads: int, interpret: bool, *operands: jax.Array):
+  pixels_BPC, words_BTC, *lse = correlation_attention_tpu.forward(
+    *operands, heads=heads, interpret=interpret
+  )
+  outputs = pixels_BPC, words_BTC
+  return outputs, (*operands, *outputs, *lse)
+
+
+def _fused_backward(heads: int, interpret: bool, residuals, cotangents):
+  *floats, d_gate_BP = correlation_attention_tpu_backward.backward(
+    *residuals, *cotangents, heads=heads, interpret=interpret
+  )
+  return *floats, None, d_gate_BP  # None: a mask has no gradient
+
+
+_fused.defvjp(_fused_forward, _fused_backward)
 
 
 def reference(

@@ -62,6 +62,8 @@ class CorrelationConfig:
   deep_supervision: bool = False
   vision_to_language: bool = True
   language_to_vision: bool = True
+  # Words from which a kernel runs where there is one; None: where it pays.
+  kernel_from: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

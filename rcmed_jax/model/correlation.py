@@ -69,6 +69,7 @@ class Step(nnx.Module):
       mask_BT,
       heads=self.config.heads,
       gate_BP=self.gate[...][:, None] * soft_mask_BP,
+      kernel_from=self.config.kernel_from,
     )
     if self.config.language_to_vision:
       change_BPC = self.pixel_out(from_words_BPC)
