@@ -20,6 +20,7 @@ COMMANDS = {
   "evaluate": "score a trained model and write its report",
   "predict": "ask a trained model about one image",
   "convert": "take in a PyTorch checkpoint, or give one out",
+  "bench": "which kernels run on this machine, and how fast",
 }
 
 # Exit code of a run that the input stopped, as argparse uses it.
