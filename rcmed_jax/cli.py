@@ -21,6 +21,7 @@ COMMANDS = {
   "predict": "ask a trained model about one image",
   "adapt": "teach a new class from examples, without training",
   "convert": "take in a PyTorch checkpoint, or give one out",
+  "bench": "which kernels run on this machine, and how fast",
 }
 
 # Exit code of a run that the input stopped, as argparse uses it.

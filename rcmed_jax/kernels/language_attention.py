@@ -1,17 +1,30 @@
 """Attention of the language model: one face over the libraries' kernels.
 
-Text is padded on the right, so a causal mask already keeps padding out of
-every real position: no padding mask is needed here. What padded positions
-themselves read is finite and unused.
-"""
+  splash     JAX's flash attention for TPUs: `language_attention_tpu.py`
+  cudnn      NVIDIA's flash attention
+  reference  plain XLA, scores in memory, the specification
 
-from typing import Literal
+Text is padded on the right, so a causal mask already keeps padding out of
+every real position, and out of its gradient: no lengths are needed here. What
+padded positions themselves read is finite and unused.
+"""
 
 import jax
 import jax.numpy as jnp
 
-Implementation = Literal["xla", "cudnn"] | None
-IMPLEMENTATIONS = (None, "xla", "cudnn")
+from rcmed_jax.kernels import choice, language_attention_tpu
+
+Shaped = jax.Array | jax.ShapeDtypeStruct
+
+SPLASH = "splash"
+CUDNN = "cudnn"
+
+# Of cuDNN's flash attention. Source: jax.nn.dot_product_attention, which
+# raises only while the program is compiled.
+_CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
+_CUDNN_WIDEST = 128  # 256 from Hopper on, which the mesh in scope cannot tell
+
+_SPLASH_DTYPES = (jnp.bfloat16, jnp.float32)
 
 
 def causal_attention(
@@ -20,7 +33,8 @@ def causal_attention(
   value_BSNH: jax.Array,
   *,
   prefix_B: jax.Array | None = None,
-  implementation: Implementation = None,
+  implementation: str | None = None,
+  interpret: bool = False,
 ) -> jax.Array:
   """[B, S, N, H]: each position reads itself, those before, and the prefix.
 
@@ -36,14 +50,23 @@ def causal_attention(
     query_BSNH: [B, S, N, H], rotated.
     key_BSNH: [B, S, N, H], rotated.
     value_BSNH: [B, S, N, H].
-    prefix_B: int32[B], the first positions that all see each other; None for
-      purely causal attention.
-    implementation: None chooses, "xla" or "cudnn" insist.
+    prefix_B: int32[B], the first positions that all see each other, at most
+      S; None for purely causal attention.
+    implementation: None chooses; "splash", "cudnn" or "reference" insist.
+    interpret: runs splash's body without a TPU, slowly; for tests.
 
   Raises:
-    NotImplementedError: no such implementation.
+    NotImplementedError: the implementation does not exist or cannot run here.
   """
-  _check(implementation)
+  chosen = choice.choose(
+    "causal_attention",
+    implementation,
+    refusals(query_BSNH, prefix_B=prefix_B, interpret=interpret),
+  )
+  if chosen == SPLASH:
+    return language_attention_tpu.splash(
+      query_BSNH, key_BSNH, value_BSNH, prefix_B, interpret=interpret
+    )
   mask_B1SS = None
   if prefix_B is not None:
     slots_S = jnp.arange(query_BSNH.shape[1])
@@ -56,7 +79,7 @@ def causal_attention(
     value_BSNH,
     mask=mask_B1SS,
     is_causal=prefix_B is None,
-    implementation=implementation,
+    implementation="cudnn" if chosen == CUDNN else "xla",
   )
 
 
@@ -66,36 +89,90 @@ def cached_attention(
   value_BSNH: jax.Array,
   length_B: jax.Array,
   *,
-  implementation: Implementation = None,
+  implementation: str | None = None,
 ) -> jax.Array:
   """[B, N, H]: one new position of each row reads its filled cache slots.
+
+  One query a row reads the whole cache once, whatever computes it: XLA does
+  that at the speed of the memory, and is the choice on every platform.
 
   Args:
     query_BNH: [B, N, H], rotated.
     key_BSNH: [B, S, N, H], the cache; slots from length_B on are ignored.
     value_BSNH: [B, S, N, H].
     length_B: int32[B], filled slots, the new position's own included.
-    implementation: None chooses, "xla" or "cudnn" insist.
+    implementation: None chooses; "reference" or "cudnn" insist.
 
   Raises:
-    NotImplementedError: no such implementation.
+    NotImplementedError: the implementation does not exist or cannot run here.
   """
-  _check(implementation)
-  slots_S = jnp.arange(key_BSNH.shape[1])
-  filled_BS = slots_S[None, :] < length_B[:, None]
+  chosen = choice.choose(
+    "cached_attention",
+    implementation,
+    cached_refusals(query_BNH),
+  )
   mixed_B1NH = jax.nn.dot_product_attention(
     query_BNH[:, None],
     key_BSNH,
     value_BSNH,
-    mask=filled_BS[:, None, None, :],
-    implementation=implementation,
+    key_value_seq_lengths=length_B.astype(jnp.int32),
+    implementation="cudnn" if chosen == CUDNN else "xla",
   )
   return mixed_B1NH[:, 0]
 
 
-def _check(implementation: Implementation) -> None:
-  if implementation not in IMPLEMENTATIONS:
-    raise NotImplementedError(
-      f"language attention has no implementation {implementation!r}; choose "
-      f"one of {IMPLEMENTATIONS}."
+def refusals(
+  query_BSNH: Shaped,
+  *,
+  prefix_B: Shaped | None = None,
+  interpret: bool = False,
+) -> dict[str, str | None]:
+  """Every implementation, the preferred first, with why it cannot run here.
+
+  Args:
+    query_BSNH, prefix_B: of `causal_attention`, or their shapes and dtypes.
+    interpret: whether splash's body may run without a TPU.
+  """
+  cudnn = _cudnn_refusal(query_BSNH)
+  if prefix_B is not None and cudnn is None:
+    cudnn = (
+      "it would hold the prefix as a bias of S x S a row, and its gradient"
     )
+  return {
+    SPLASH: _splash_refusal(query_BSNH, interpret),
+    CUDNN: cudnn,
+    choice.REFERENCE: None,
+  }
+
+
+def cached_refusals(query_BNH: Shaped) -> dict[str, str | None]:
+  """The same of `cached_attention`."""
+  return {
+    choice.REFERENCE: None,
+    CUDNN: _cudnn_refusal(query_BNH),
+    SPLASH: "its blocks of queries would be empty but for one position",
+  }
+
+
+def _splash_refusal(query: Shaped, interpret: bool) -> str | None:
+  platform, _ = choice.device()
+  if platform != "tpu" and not interpret:
+    return f"it needs a TPU, or interpret=True, and this is a {platform}"
+  if query.dtype not in _SPLASH_DTYPES:
+    return f"it needs bfloat16 or float32, and was given {query.dtype}"
+  return None
+
+
+def _cudnn_refusal(query: Shaped) -> str | None:
+  platform, kind = choice.device()
+  width = query.shape[-1]
+  if platform != "gpu" or not kind.startswith("NVIDIA"):
+    return f"it needs an NVIDIA GPU, and this is a {platform} ({kind})"
+  if query.dtype not in _CUDNN_DTYPES:
+    return f"it needs bfloat16 or float16, and was given {query.dtype}"
+  if width % 8 or width > _CUDNN_WIDEST:
+    return (
+      f"it needs a head width that is a multiple of 8 up to {_CUDNN_WIDEST}, "
+      f"and was given {width}"
+    )
+  return None

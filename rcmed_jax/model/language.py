@@ -12,12 +12,31 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from rcmed_jax import axes
 from rcmed_jax.kernels import language_attention
 from rcmed_jax.model import layers, local_heads
 from rcmed_jax.model.config import ModelConfig
 from rcmed_jax.model.lora import LoraLinear
+from rcmed_jax.parallel.local import local
+
+# Attention on each device's own rows and heads.
+_ROWS = PartitionSpec(axes.BATCH)
+_ROWS_HEADS = PartitionSpec(axes.BATCH, axes.HEADS)
+_ROWS_SLOTS_HEADS = PartitionSpec(axes.BATCH, None, axes.HEADS)
+_attention = local(
+  lambda q_BSNH, k_BSNH, v_BSNH, prefix_B: language_attention.causal_attention(
+    q_BSNH, k_BSNH, v_BSNH, prefix_B=prefix_B
+  ),
+  (*(_ROWS_SLOTS_HEADS,) * 3, _ROWS),
+  _ROWS_SLOTS_HEADS,
+)
+_cached_attention = local(
+  language_attention.cached_attention,
+  (_ROWS_HEADS, *(_ROWS_SLOTS_HEADS,) * 2, _ROWS),
+  _ROWS_HEADS,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -218,7 +237,7 @@ class Language(nnx.Module):
         cache.key_LBSNH.at[slot].set(k_B1NH[:, 0]),
         cache.value_LBSNH.at[slot].set(v_B1NH[:, 0]),
       )
-      mixed_BNH = language_attention.cached_attention(
+      mixed_BNH = _cached_attention(
         q_B1NH[:, 0],
         cache.key_LBSNH[index],
         cache.value_LBSNH[index],
@@ -253,9 +272,7 @@ class Language(nnx.Module):
     positions_1S = jnp.arange(states_BSD.shape[1])[None]
     rotation = rotations(positions_1S, self.config)
     q_BSNH, k_BSNH, v_BSNH = layer.project(states_BSD, rotation, keys)
-    mixed_BSNH = language_attention.causal_attention(
-      q_BSNH, k_BSNH, v_BSNH, prefix_B=prefix_B
-    )
+    mixed_BSNH = _attention(q_BSNH, k_BSNH, v_BSNH, prefix_B)
     return layer.update(states_BSD, mixed_BSNH, keys), (k_BSNH, v_BSNH)
 
   def _finish(self, states_BSD: jax.Array) -> jax.Array:

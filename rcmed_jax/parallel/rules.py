@@ -85,7 +85,7 @@ def _spec(
   taken: set[str] = set()
   spec = []
   for index, (axis, size) in enumerate(zip(logical, shape, strict=True)):
-    mesh_axes = _mesh_axes(name, axis)
+    mesh_axes = mesh_axes_of(name, axis)
     ways = math.prod(mesh.shape[mesh_axis] for mesh_axis in mesh_axes)
     if ways == 1 or taken.intersection(mesh_axes):
       spec.append(None)
@@ -101,7 +101,16 @@ def _spec(
   return PartitionSpec(*spec)
 
 
-def _mesh_axes(name: str, axis: str) -> tuple[str, ...]:
+def mesh_axes_of(name: str, axis: str) -> tuple[str, ...]:
+  """The mesh axes that cut a logical one; none where it stays whole.
+
+  Args:
+    name: whose axis it is, for the error.
+    axis: one of `axes.LOGICAL_AXES`.
+
+  Raises:
+    ValueError: the table does not know the axis.
+  """
   if axis not in RULES:
     raise ValueError(
       f"{name}: logical axis {axis!r} is unknown; choose one of "
