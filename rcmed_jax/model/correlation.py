@@ -8,11 +8,16 @@ loop. The soft mask of the step before gates where the words look.
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from rcmed_jax import axes
 from rcmed_jax.kernels.correlation_attention import correlation_attention
 from rcmed_jax.model import layers
 from rcmed_jax.model.config import ModelConfig
+from rcmed_jax.parallel.local import local
+
+# Attention on each device's own images.
+_ROWS = PartitionSpec(axes.BATCH)
 
 
 class Step(nnx.Module):
@@ -61,15 +66,14 @@ class Step(nnx.Module):
     batch, rows, columns, channels = pixels_BYXC.shape
     pixels_BPC = pixels_BYXC.reshape(batch, rows * columns, channels)
     soft_mask_BP = soft_mask_BYX.reshape(batch, rows * columns)
-    from_words_BPC, from_pixels_BTC = correlation_attention(
+    attend = local(self._attend, (_ROWS,) * 6, (_ROWS, _ROWS))
+    from_words_BPC, from_pixels_BTC = attend(
       self.pixel_query(pixels_BPC),
       self.pixel_value(pixels_BPC),
       self.word_key(words_BTC),
       self.word_value(words_BTC),
       mask_BT,
-      heads=self.config.heads,
-      gate_BP=self.gate[...][:, None] * soft_mask_BP,
-      kernel_from=self.config.kernel_from,
+      self.gate[...][:, None] * soft_mask_BP,
     )
     if self.config.language_to_vision:
       change_BPC = self.pixel_out(from_words_BPC)
@@ -77,6 +81,15 @@ class Step(nnx.Module):
     if self.config.vision_to_language:
       words_BTC = words_BTC + self.word_out(from_pixels_BTC)
     return pixels_BYXC, words_BTC
+
+  def _attend(self, *operands: jax.Array) -> tuple[jax.Array, jax.Array]:
+    *arrays, gate_BP = operands
+    return correlation_attention(
+      *arrays,
+      heads=self.config.heads,
+      gate_BP=gate_BP,
+      kernel_from=self.config.kernel_from,
+    )
 
 
 class Correlation(nnx.Module):

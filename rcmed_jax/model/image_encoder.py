@@ -12,6 +12,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 import numpy as np
 
 from rcmed_jax import axes
@@ -26,8 +27,11 @@ from rcmed_jax.model.config import (
   ImageEncoderConfig,
   ModelConfig,
 )
+from rcmed_jax.parallel.local import local
 
 NORM_EPS = 1e-6
+# Attention on each device's own images, or windows, and heads.
+_ROWS_HEADS = PartitionSpec(axes.BATCH, axes.HEADS)
 
 
 def normalize(
@@ -219,7 +223,8 @@ class Attention(nnx.Module):
       _by_distance(self.columns[...], columns).astype(self.dtype),
       preferred_element_type=jnp.float32,
     )
-    out_BNPH = self._attend(
+    attend = local(self._attend, (_ROWS_HEADS,) * 5, _ROWS_HEADS)
+    out_BNPH = attend(
       q_BNPH,
       k_BNPH,
       v_BNPH,
