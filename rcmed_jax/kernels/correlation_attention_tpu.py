@@ -20,7 +20,6 @@ from rcmed_jax.kernels.correlation_attention_tpu_layout import (
   LOG2_E,
   LOWEST,
   PRODUCT,
-  TILE,
   across,
   dot,
 )
@@ -128,7 +127,7 @@ def _kernel(
   query_PC, value_PC, gate_1P = query_ref[0], value_ref[0], gate_ref[0] * LOG2_E
   heads, words, _ = keys_ref.shape
   scale = width**-0.5 * LOG2_E
-  tiles = [slice(start, start + TILE) for start in range(0, words, TILE)]
+  tiles = layout.tiles(words)
 
   def scores(head):
     return [
@@ -180,24 +179,22 @@ def _read(tiles, bias_ref, values_ref) -> tuple[jax.Array, jax.Array]:
   Returns:
     ([H, P], logsumexp [1, P]).
   """
-  starts = range(0, bias_ref.shape[0], TILE)
+  places = layout.tiles(bias_ref.shape[0])
+  block, width = tiles[0].shape[1], values_ref.shape[0]
   biased = [
-    scores_TP + across(bias_ref[start : start + TILE], scores_TP.shape[1])
-    for start, scores_TP in zip(starts, tiles, strict=True)
+    scores_TP + across(bias_ref[place], block)
+    for place, scores_TP in zip(places, tiles, strict=True)
   ]
   most_1P: jax.Array = functools.reduce(
     jnp.maximum, [scores_TP.max(axis=0, keepdims=True) for scores_TP in biased]
   )
-  block, width = biased[0].shape[1], values_ref.shape[0]
   sum_1P = jnp.zeros((1, block), jnp.float32)
   mixed_HP = jnp.zeros((width, block), jnp.float32)
-  for start, scores_TP in zip(starts, biased, strict=True):
+  for place, scores_TP in zip(places, biased, strict=True):
     weights_TP = jnp.exp2(scores_TP - most_1P)
     sum_1P += weights_TP.sum(axis=0, keepdims=True)
     mixed_HP += dot(
-      values_ref[:, start : start + TILE],
-      weights_TP.astype(values_ref.dtype),
-      PRODUCT,
+      values_ref[:, place], weights_TP.astype(values_ref.dtype), PRODUCT
     )
   return mixed_HP / sum_1P, most_1P + jnp.log2(sum_1P)
 

@@ -15,6 +15,7 @@ once, used, and forgotten. Layout: `correlation_attention_tpu_layout.py`.
 """
 
 import functools
+import itertools
 
 import jax
 from jax.experimental import pallas as pl
@@ -27,7 +28,6 @@ from rcmed_jax.kernels.correlation_attention_tpu_layout import (
   LANES,
   LOG2_E,
   PRODUCT,
-  TILE,
   across,
   dot,
 )
@@ -154,19 +154,20 @@ def _kernel(
   @pl.when(pl.program_id(2) == 0)
   def _():
     kept_TL = layout.spread(mask_ref[0])
-    layout.keep(key_ref[0], kept_TL, keys_ref)
     layout.keep(word_value_ref[0], kept_TL, word_values_ref)
-    layout.keep(d_words_ref[0], kept_TL, d_words_heads_ref)
-    _stand(keys_ref, keys_upright_ref)
-    _stand(d_words_heads_ref, d_words_upright_ref)
+    for given_ref, heads_ref, upright_ref in (
+      (key_ref, keys_ref, keys_upright_ref),
+      (d_words_ref, d_words_heads_ref, d_words_upright_ref),
+    ):
+      layout.keep(given_ref[0], kept_TL, heads_ref)
+      _stand(heads_ref, upright_ref)
     _prepare(kept_TL, words_ref, d_words_heads_ref, word_lse_ref, stats_ref)
     d_keys_ref[...] = jnp.zeros_like(d_keys_ref)
     d_word_values_ref[...] = jnp.zeros_like(d_word_values_ref)
 
   query_PC, value_PC, d_pixels_PC = query_ref[0], value_ref[0], d_pixels_ref[0]
-  heads, words, lanes = keys_ref.shape
-  dtype, block = query_PC.dtype, query_PC.shape[0]
-  gate_1P = gate_ref[0] * LOG2_E
+  (heads, words, lanes), block = keys_ref.shape, query_PC.shape[0]
+  dtype, gate_1P = query_PC.dtype, gate_ref[0] * LOG2_E
   d1_NP = _along(d_pixels_PC, pixels_ref[0], width)
   owner_1C = layout.head_of_lane(lanes, width)
 
@@ -179,9 +180,9 @@ def _kernel(
       dot(d_words_heads_ref[head, tile], value_PC, COLUMNS),
     )
 
-  tiles = [slice(start, start + TILE) for start in range(0, words, TILE)]
-  steps = [(head, tile) for head in range(heads) for tile in tiles]
-  made = layout.one_ahead(products, steps)
+  tiles = layout.tiles(words)
+  steps = itertools.product(range(heads), tiles)
+  made = layout.one_ahead(products, list(steps))
   d_gate_1P = jnp.zeros((1, block), jnp.float32)
   for head in range(heads):
     own, row = slice(head * width, (head + 1) * width), slice(head, head + 1)
@@ -192,21 +193,16 @@ def _kernel(
     for tile in tiles:
       of_words = [
         across(stats_ref[index, tile], block)
-        for index in (heads + head, head, 2 * heads)
+        for index in (head, heads + head, 2 * heads)
       ]
-      p1_TP, p2_TP, ds2_TP, ds_TP = _weigh(
-        next(made), of_pixels, of_words, width**-0.5 * LOG2_E
+      (p1_TP, p2_TP, ds_TP), ds2_1P = _weigh(
+        next(made), of_pixels, of_words, width**-0.5 * LOG2_E, dtype
       )
-      d_gate_1P += jnp.sum(ds2_TP, axis=0, keepdims=True)
-      ds_TP = ds_TP.astype(dtype)
+      d_gate_1P += ds2_1P
       d_keys_ref[tile] += dot(ds_TP, own_query_PC, PRODUCT)
-      d_word_values_ref[tile] += dot(
-        p1_TP.astype(dtype), own_d_pixels_PC, PRODUCT
-      )
+      d_word_values_ref[tile] += dot(p1_TP, own_d_pixels_PC, PRODUCT)
       d_query_HP += dot(keys_upright_ref[own, tile], ds_TP, PRODUCT)
-      d_value_HP += dot(
-        d_words_upright_ref[own, tile], p2_TP.astype(dtype), PRODUCT
-      )
+      d_value_HP += dot(d_words_upright_ref[own, tile], p2_TP, PRODUCT)
     d_query_ref[0, :, own] = (d_query_HP * width**-0.5).astype(dtype).T
     d_value_ref[0, :, own] = d_value_HP.astype(dtype).T
   d_gate_ref[0, 0] = d_gate_1P
@@ -218,18 +214,20 @@ def _kernel(
     d_word_value_ref[0] = (d_word_values_ref[...] * kept_TC).astype(dtype)
 
 
-def _weigh(products, of_pixels, of_words, scale):
-  """(P1, P2, dS2, dS1 + dS2) of one head and tile, each [T, P]."""
+def _weigh(products, of_pixels, of_words, scale, dtype):
+  """((P1, P2, dS) [T, P] in dtype, dS2 summed [1, P]) of one head and tile."""
   scores_TP, d_p1_TP, d_p2_TP = products
   gate_1P, pixel_lse_1P, d1_1P = of_pixels
-  word_lse_TP, d2_TP, bias_TP = of_words
+  d2_TP, word_lse_TP, bias_TP = of_words
   scores_TP = scores_TP * scale
   # In this order a text of masked words only, whose lse is MASKED too, gives
   # finite weights; their gradients are zero or masked.
   p1_TP = jnp.exp2((scores_TP - pixel_lse_1P) + bias_TP)
   p2_TP = jnp.exp2((scores_TP + gate_1P) - word_lse_TP)
   ds2_TP = p2_TP * (d_p2_TP - d2_TP)
-  return p1_TP, p2_TP, ds2_TP, p1_TP * (d_p1_TP - d1_1P) + ds2_TP
+  ds_TP = p1_TP * (d_p1_TP - d1_1P) + ds2_TP
+  rounded = tuple(x_TP.astype(dtype) for x_TP in (p1_TP, p2_TP, ds_TP))
+  return rounded, jnp.sum(ds2_TP, axis=0, keepdims=True)
 
 
 def _stand(heads_ref, upright_ref) -> None:

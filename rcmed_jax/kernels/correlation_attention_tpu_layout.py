@@ -170,6 +170,11 @@ def dot(left: jax.Array, right: jax.Array, contract: Any) -> jax.Array:
   )
 
 
+def tiles(words: int) -> list[slice]:
+  """All words, TILE at a time."""
+  return [slice(start, start + TILE) for start in range(0, words, TILE)]
+
+
 def spread(row_1T: jax.Array) -> jax.Array:
   """[T, LANES]: a row stood upright, the same in every lane."""
   return jnp.broadcast_to(row_1T, (LANES, row_1T.shape[1])).T

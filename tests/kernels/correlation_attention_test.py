@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcmed_jax.kernels.correlation_attention import correlation_attention
+from rcmed_jax.kernels.correlation_attention import (
+  KERNEL_FROM,
+  correlation_attention,
+  refusals,
+)
+from rcmed_jax.parallel import topologies
 
 HEADS = 2
 
@@ -148,3 +153,67 @@ def test_refuses_an_unknown_implementation():
     correlation_attention(
       **arrays, gate_BP=gate_BP, heads=HEADS, implementation="mosaic"
     )
+
+
+def _abstract(words=128, channels=256, kind=jnp.bfloat16, word_kind=None):
+  """Shapes of query, pixels' value, key, words' value."""
+  of_pixels = jax.ShapeDtypeStruct((2, 256, channels), kind)
+  of_words = jax.ShapeDtypeStruct((2, words, channels), word_kind or kind)
+  return of_pixels, of_pixels, of_words, of_words
+
+
+@pytest.mark.parametrize(
+  "shapes, heads, reason",
+  [
+    ({}, 8, None),
+    ({"words": 513}, 8, "1 to 512 words, received 513"),
+    ({"channels": 96}, 3, "received 3 heads of 32"),
+    ({"channels": 384}, 8, "received 8 heads of 48"),
+    ({"channels": 128}, 32, "received 32 heads of 4"),
+    ({"kind": jnp.float16}, 8, "received float16"),
+    ({"word_kind": jnp.float32}, 8, "received bfloat16, float32"),
+  ],
+)
+def test_kernel_refuses_with_a_reason(shapes, heads, reason):
+  found = refusals(*_abstract(**shapes), heads=heads, interpret=True)
+  assert found.pop("reference") is None
+  assert (
+    found["pallas"] is None if reason is None else reason in found["pallas"]
+  )
+
+
+def test_kernel_refuses_what_is_no_tpu():
+  assert "here is a cpu" in refusals(*_abstract(), heads=8)["pallas"]
+  with pytest.raises(NotImplementedError, match=r"needs a TPU.*'reference'"):
+    correlation_attention(
+      *_abstract(), jnp.ones((2, 128), bool), heads=8, implementation="pallas"
+    )
+
+
+def test_kernel_is_preferred_from_as_many_words_as_are_told():
+  few = _abstract(words=KERNEL_FROM - 1)
+  many = _abstract(words=KERNEL_FROM)
+  assert next(iter(refusals(*few, heads=8))) == "reference"
+  assert next(iter(refusals(*many, heads=8))) == "pallas"
+  told = refusals(*many, heads=8, kernel_from=KERNEL_FROM + 1)
+  assert next(iter(told)) == "reference"
+  assert next(iter(refusals(*few, heads=8, kernel_from=0))) == "pallas"
+
+
+def test_program_for_a_tpu_takes_the_kernel_by_itself():
+  pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
+  axis_types = (jax.sharding.AxisType.Auto,)
+  mesh = jax.sharding.Mesh(
+    topologies.devices("v5e:2x4")[:1], ("x",), axis_types=axis_types
+  )
+
+  def traced(words):
+    with jax.set_mesh(mesh):
+      return str(
+        jax.make_jaxpr(lambda *a: correlation_attention(*a, heads=8))(
+          *_abstract(words=words), jax.ShapeDtypeStruct((2, words), jnp.bool_)
+        )
+      )
+
+  assert "correlation_forward" in traced(KERNEL_FROM)
+  assert "correlation_forward" not in traced(KERNEL_FROM - 1)

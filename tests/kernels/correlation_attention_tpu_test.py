@@ -58,37 +58,50 @@ def _kernel(arrays, heads, dtype=jnp.float32) -> dict[str, jax.Array]:
   return dict(zip(("pixels", "words"), outputs, strict=True)) | gradients
 
 
-def _formula(arrays, heads) -> dict[str, jax.Array]:
-  """The same in float64: row by row, head by head, present words only."""
+def _formula(arrays, heads) -> dict[str, np.ndarray]:
+  """The same in float64, row by row over the words that are there."""
+
+  def softmax(scores, axis):
+    weights = jnp.exp(scores - jnp.max(scores, axis, keepdims=True))
+    return weights / jnp.sum(weights, axis, keepdims=True)
+
+  def attend(query, value, key, word_value, gate):
+    width = query.shape[-1] // heads
+    pixels, words = jnp.zeros_like(value), jnp.zeros_like(word_value)
+    for row, present in enumerate(arrays["mask_BT"]):
+      (kept,) = np.nonzero(present)
+      if not kept.size:
+        continue
+      q, v, k, w = (
+        array.reshape(len(array), heads, width)
+        for array in (
+          query[row],
+          value[row],
+          key[row, kept],
+          word_value[row, kept],
+        )
+      )
+      scores = jnp.einsum("pnh,tnh->npt", q, k) / width**0.5
+      read = jnp.einsum("npt,tnh->pnh", softmax(scores, 2), w)
+      seen = softmax(scores + gate[row][None, :, None], 1)
+      looked = jnp.einsum("npt,pnh->tnh", seen, v)
+      pixels = pixels.at[row].set(read.reshape(value[row].shape))
+      words = words.at[row, kept].set(looked.reshape(len(kept), -1))
+    return pixels, words
+
+  @jax.jit
+  def both(floats, cotangents):
+    outputs, pull = jax.vjp(attend, *floats)
+    return *outputs, *pull(cotangents)
+
   with jax.enable_x64(True):
     exact = {name: np.float64(array) for name, array in arrays.items()}
-
-    def softmax(scores, axis):
-      weights = jnp.exp(scores - jnp.max(scores, axis, keepdims=True))
-      return weights / jnp.sum(weights, axis, keepdims=True)
-
-    def attend(query, value, key, word_value, gate):
-      width = query.shape[-1] // heads
-      pixels, words = jnp.zeros_like(value), jnp.zeros_like(word_value)
-      for row, head in np.ndindex(len(query), heads):
-        kept = np.flatnonzero(arrays["mask_BT"][row])
-        part = slice(head * width, (head + 1) * width)
-        if not kept.size:
-          continue
-        scores = query[row, :, part] @ key[row, kept, part].T / width**0.5
-        pixels = pixels.at[row, :, part].set(
-          softmax(scores, 1) @ word_value[row, kept, part]
-        )
-        words = words.at[row, kept, part].set(
-          softmax(scores + gate[row][:, None], 0).T @ value[row, :, part]
-        )
-      return pixels, words
-
-    outputs, pull = jax.vjp(attend, *(exact[name] for name in FLOATS))
-    gradients = pull((exact["d_pixels_BPC"], exact["d_words_BTC"]))
-    return dict(
-      zip(("pixels", "words", *FLOATS), (*outputs, *gradients), strict=True)
+    found = both(
+      [exact[name] for name in FLOATS],
+      (exact["d_pixels_BPC"], exact["d_words_BTC"]),
     )
+    found = map(np.asarray, found)
+  return dict(zip(("pixels", "words", *FLOATS), found, strict=True))
 
 
 def _rounded(arrays) -> dict[str, np.ndarray]:
@@ -137,11 +150,15 @@ def test_masked_words_neither_give_nor_take():
     assert not np.any(np.asarray(loud[name])[hidden_BT]), name
 
 
-def test_padding_pixels_take_no_part():
-  """Nothing but they could tell 150 gated pixels from 149."""
+def test_padding_pixels_stay_below_any_gate():
+  """The same for every gate cancels, unless it lifts the padding into view.
+
+  At 1e4 the last place of a float32 score is 1e-3.
+  """
   arrays = _arrays(*ODD)
-  arrays["gate_BP"] -= 1e4  # padding must stay far below even such a gate
-  _check(_kernel(arrays, heads=2), _formula(arrays, 2), 1e-3)
+  expected = _kernel(arrays, heads=2)
+  arrays["gate_BP"] -= 1e4
+  _check(_kernel(arrays, heads=2), expected, 5e-3)
 
 
 def test_large_scores_do_not_overflow():
@@ -163,7 +180,6 @@ def test_bfloat16_matches_the_formula_over_several_blocks():
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 5e-6)])
 @pytest.mark.parametrize(
   "shape, heads",
   [
@@ -173,13 +189,9 @@ def test_bfloat16_matches_the_formula_over_several_blocks():
     ((1, 4096, 512, 256), 8),
   ],
 )
-def test_more_shapes_match_the_formula(shape, heads, dtype, tolerance):
+def test_more_shapes_match_the_formula(shape, heads):
   arrays = _arrays(*shape)
-  _check(
-    _kernel(arrays, heads=heads, dtype=dtype),
-    _formula(arrays, heads),
-    tolerance,
-  )
+  _check(_kernel(arrays, heads=heads), _formula(arrays, heads), 5e-6)
 
 
 @pytest.mark.heavy

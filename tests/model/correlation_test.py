@@ -11,6 +11,9 @@ import parts
 import pytest
 import toy
 
+from rcmed_jax.kernels.correlation_attention import correlation_attention
+from rcmed_jax.model import correlation
+from rcmed_jax.model.config import CorrelationConfig, MaskDecoderConfig
 from rcmed_jax.model.correlation import Step, soft_mask
 from rcmed_jax.model.rcmed import RCMed
 
@@ -149,6 +152,43 @@ def test_switches_turn_off_either_half(vision_to_language, language_to_vision):
   )
   assert np.any(pixels != pixels_BYXC) == language_to_vision
   assert np.any(words != TEXT_BTD) == vision_to_language
+
+
+def test_kernel_and_reference_give_the_same_step(monkeypatch):
+  """Values and gradients of all parameters, through the kernel's body."""
+  config = dataclasses.replace(
+    toy.model_config(),
+    decoder=MaskDecoderConfig(width=128, heads=2, hidden=32),
+    correlation=CorrelationConfig(steps=1, heads=1),
+  )
+  step = parts.at_random(lambda: Step(config, rngs=nnx.Rngs(0)))
+  pixels_BYXC = jax.random.normal(jax.random.key(0), (2, 4, 4, 128))
+  words_BTC = jax.random.normal(jax.random.key(1), (2, 10, 128))
+  mask_BT = jnp.arange(10)[None] < jnp.array([[10], [7]])
+  soft_BYX = jax.random.uniform(jax.random.key(2), (2, 4, 4))
+
+  def run(implementation):
+    monkeypatch.setattr(
+      correlation,
+      "correlation_attention",
+      functools.partial(
+        correlation_attention, implementation=implementation, interpret=True
+      ),
+    )
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def squared(step):
+      refined = step(pixels_BYXC, words_BTC, mask_BT, soft_BYX)
+      return sum((array**2).mean() for array in refined), refined
+
+    (_, refined), gradients = squared(step)
+    return *refined, *jax.tree.leaves(nnx.state(gradients))
+
+  for found, expected in zip(run("pallas"), run("reference"), strict=True):
+    # The gate is one number, whose gradient is a small difference of sums.
+    tolerance = 1e-3 if expected.size == 1 else 1e-5
+    assert parts.relative_error(found, np.asarray(expected)) < tolerance
 
 
 def test_soft_mask_joins_valid_targets_by_their_maximum():
