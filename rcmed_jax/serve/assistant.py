@@ -11,6 +11,7 @@ import numpy as np
 
 from rcmed_jax.data import images, prompts, tokens
 from rcmed_jax.model import generate, rcmed
+from rcmed_jax.parallel import local
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,17 +79,18 @@ class Assistant:
 
     @jax.jit
     def answer(weights, pixels_BIJC, extent_B2, tokens_BT, length_B):
-      return generate.generate(
-        nnx.merge(graphdef, weights),
-        pixels_BIJC,
-        extent_B2,
-        tokens_BT,
-        length_B,
-        seg_id=tokenizer.seg_id,
-        end_id=tokenizer.end_id,
-        max_new=max_new,
-        max_targets=max_targets,
-      )
+      with local.where_it_lies(self._weights):
+        return generate.generate(
+          nnx.merge(graphdef, weights),
+          pixels_BIJC,
+          extent_B2,
+          tokens_BT,
+          length_B,
+          seg_id=tokenizer.seg_id,
+          end_id=tokenizer.end_id,
+          max_new=max_new,
+          max_targets=max_targets,
+        )
 
     self._answer = functools.partial(answer, self._weights)
 
