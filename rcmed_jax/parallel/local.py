@@ -7,11 +7,12 @@ it on the rows and heads that it holds.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import math
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rcmed_jax.parallel import rules
 
@@ -62,6 +63,21 @@ def local(
     )(*args)
 
   return run
+
+
+def where_it_lies(arrays: Any) -> contextlib.AbstractContextManager[Any]:
+  """Puts the mesh on which the arrays lie in scope, if they lie on one.
+
+  For functions that are traced with sharded weights and know no mesh
+  otherwise; enter it inside the function.
+
+  Args:
+    arrays: a tree, all on one mesh; real, or shapes with shardings.
+  """
+  sharding = jax.tree.leaves(arrays)[0].sharding
+  if not isinstance(sharding, NamedSharding):
+    return contextlib.nullcontext()
+  return jax.sharding.use_abstract_mesh(sharding.mesh.abstract_mesh)
 
 
 def _cuts(

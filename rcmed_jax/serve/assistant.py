@@ -17,6 +17,7 @@ import numpy as np
 
 from rcmed_jax.data import images, prompts, tokens
 from rcmed_jax.model import generate, image_encoder, rcmed
+from rcmed_jax.parallel import local
 from rcmed_jax.serve import new_classes
 from rcmed_jax.serve.new_classes import NewClass
 
@@ -91,38 +92,41 @@ class Assistant:
     self._classes = tuple(classes)
     for one in self._classes:
       self._require_own(one)
-    graphdef, weights = nnx.split(model)
+    graphdef, self._weights = nnx.split(model)
 
     @jax.jit
     def answer(weights, pixels_BIJC, extent_B2, tokens_BT, length_B):
-      return generate.generate(
-        nnx.merge(graphdef, weights),
-        pixels_BIJC,
-        extent_B2,
-        tokens_BT,
-        length_B,
-        seg_id=tokenizer.seg_id,
-        end_id=tokenizer.end_id,
-        max_new=max_new,
-        max_targets=max_targets,
-      )
+      with local.where_it_lies(self._weights):
+        return generate.generate(
+          nnx.merge(graphdef, weights),
+          pixels_BIJC,
+          extent_B2,
+          tokens_BT,
+          length_B,
+          seg_id=tokenizer.seg_id,
+          end_id=tokenizer.end_id,
+          max_new=max_new,
+          max_targets=max_targets,
+        )
 
     @jax.jit
     def segment(weights, batch, adaptation):
-      model = nnx.merge(graphdef, weights)
-      said = model(batch, adaptation=adaptation)
+      with local.where_it_lies(self._weights):
+        model = nnx.merge(graphdef, weights)
+        said = model(batch, adaptation=adaptation)
       return said.masks_KBGYX[-1, :, 0], said.quality_BG[:, 0]
 
     @jax.jit
     def features(weights, pixels_BIJC, extent_B2):
-      model = nnx.merge(graphdef, weights)
-      order = model.config.channel_order
-      pixels_BIJC = image_encoder.normalize(pixels_BIJC, extent_B2, order)
-      return model.image_encoder(pixels_BIJC)[1]
+      with local.where_it_lies(self._weights):
+        model = nnx.merge(graphdef, weights)
+        order = model.config.channel_order
+        pixels_BIJC = image_encoder.normalize(pixels_BIJC, extent_B2, order)
+        return model.image_encoder(pixels_BIJC)[1]
 
-    self._answer = functools.partial(answer, weights)
-    self._segment = functools.partial(segment, weights)
-    self._features = functools.partial(features, weights)
+    self._answer = functools.partial(answer, self._weights)
+    self._segment = functools.partial(segment, self._weights)
+    self._features = functools.partial(features, self._weights)
 
   @functools.cached_property
   def fingerprint(self) -> str:

@@ -156,3 +156,16 @@ def test_an_unknown_axis_is_an_error(eight):
     pytest.raises(ValueError, match=r"local: logical axis 'depth'.*'batch'"),
   ):
     attend(jnp.zeros(8))
+
+
+def test_arrays_bring_the_mesh_on_which_they_lie(eight):
+  rows = NamedSharding(eight, PartitionSpec(mesh.BATCH_AXES))
+  for arrays, there in (
+    ({"a": jax.device_put(jnp.zeros(4), rows)}, True),
+    ([jax.ShapeDtypeStruct((4,), jnp.float32, sharding=rows)], True),
+    ([jnp.zeros(4)], False),
+    ([jax.ShapeDtypeStruct((4,), jnp.float32)], False),
+  ):
+    with local.where_it_lies(arrays):
+      found = jax.sharding.get_abstract_mesh()
+    assert found == eight.abstract_mesh if there else found.empty

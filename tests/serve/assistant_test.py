@@ -1,4 +1,5 @@
 from flax import nnx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -6,6 +7,8 @@ import toy
 
 from rcmed_jax.data import prompts, tokens
 from rcmed_jax.model import generate, rcmed
+from rcmed_jax.parallel import mesh as meshes
+from rcmed_jax.parallel import rules
 from rcmed_jax.serve import assistant as assistants
 
 GRID = 16  # of the mask logits: a quarter of the toy's side
@@ -100,3 +103,30 @@ def test_an_estimate_above_one_is_no_more_than_certain(ask):
   liver, spleen, _ = ask((1.4, 0.31, 0.0), present_quality=0.3).targets
   assert liver.confidence == pytest.approx(0.5)
   assert spleen.present
+
+
+def test_it_works_on_the_mesh_of_its_weights(tokenizer, monkeypatch):
+  sizes = meshes.MeshConfig(data=2, fsdp=2, tensor=2)
+  mesh = meshes.make_mesh(sizes)
+  model = nnx.eval_shape(
+    lambda: rcmed.RCMed(toy.model_config(), rngs=nnx.Rngs(0))
+  )
+  graphdef, weights = nnx.split(model)
+  whole = rules.replicated(mesh)
+  weights = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+    weights,
+  )
+
+  def made(*_, **__):
+    raise RuntimeError(str(dict(jax.sharding.get_abstract_mesh().shape)))
+
+  monkeypatch.setattr(generate, "generate", made)
+  assistant = assistants.Assistant(
+    nnx.merge(graphdef, weights),
+    tokenizer,
+    image_size=toy.IMAGE_SIZE,
+    lengths=(256,),
+  )
+  with pytest.raises(RuntimeError, match="'fsdp': 2, 'tensor': 2"):
+    assistant.ask(np.zeros((32, 64, 3), np.uint8), "liver")

@@ -7,8 +7,9 @@ import optax
 import pytest
 import toy
 
+from rcmed_jax.kernels import language_attention
 from rcmed_jax.parallel import mesh as meshes
-from rcmed_jax.parallel import rules
+from rcmed_jax.parallel import rules, topologies
 from rcmed_jax.train import losses
 from rcmed_jax.train import optimizer as optimizers
 from rcmed_jax.train import step as steps
@@ -169,6 +170,43 @@ def test_sharded_equals_unsharded(sharded, stepped):
     jax.device_get(optax.tree.get(state.moments, "mu")),
     optax.tree.get(after.moments, "mu"),
   )
+
+
+def test_kernels_see_the_mesh_and_their_own_rows_and_heads(
+  sharded, monkeypatch
+):
+  attend = language_attention.causal_attention
+  seen = []
+
+  def remember(query_BSNH, *others, **settings):
+    seen.append(query_BSNH.shape)
+    return attend(query_BSNH, *others, **settings)
+
+  monkeypatch.setattr(language_attention, "causal_attention", remember)
+  step = steps.make_train_step(sharded.layout, sharded.optimizer, LOSS)
+  jax.eval_shape(step, sharded.layout.state, sharded.batch())
+  # 8 rows over data * fsdp = 4, 2 heads over tensor = 2.
+  assert seen
+  assert {(rows, heads) for rows, _, heads, _ in seen} == {(2, 1)}
+
+
+@pytest.mark.heavy
+def test_a_step_is_compiled_for_a_slice_with_its_kernels():
+  """Nothing but the layout says for which devices."""
+  pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
+  devices = topologies.devices("v5e:2x4").tolist()
+  mesh = meshes.make_mesh(meshes.MeshConfig(data=2, fsdp=2, tensor=2), devices)
+  trainer = Trainer(mesh)
+  batch = {
+    name: jax.ShapeDtypeStruct(
+      rows.shape, rows.dtype, sharding=rules.batch_sharding(mesh)
+    )
+    for name, rows in toy.batch(8).items()
+    if name != "record_B"
+  }
+  compiled = trainer.step.lower(trainer.layout.state, batch).compile()
+  assert "splash_mha_fwd" in compiled.as_text()
+  assert "splash_mha_dkv" in compiled.as_text()
 
 
 def test_moments_lie_where_their_parameters_lie(sharded):
