@@ -41,7 +41,7 @@ VIT_B = configs.ImageEncoderConfig(
 LLAMA_1B = configs.LanguageConfig(
   vocabulary=32000, width=2048, depth=24, heads=16, hidden=5504
 )
-CONFIG = configs.ModelConfig(image=VIT_B, language=LLAMA_1B, remat=False)
+CONFIG = configs.ModelConfig(image=VIT_B, language=LLAMA_1B, remat="none")
 
 Run = Callable[[], np.ndarray]
 

@@ -13,6 +13,7 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 CHANNEL_ORDERS = ("rgb", "bgr")
 ATTENTIONS = ("causal", "prefix")
 DTYPES = ("float32", "bfloat16")
+REMAT = ("none", "full", "attention", "dots")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,9 @@ class ModelConfig:
   channel_order: str = "rgb"  # a checkpoint's property; the release is "bgr"
   dropout: float = 0.1  # of the two language-to-pixel projections
   dtype: str = "float32"  # of the arithmetic; norms and softmax stay float32
-  remat: bool = True  # recompute each layer in the backward pass
+  # What the backward pass makes again: "none", or by layer "full", "attention",
+  # "dots" (`layers.REMAT`). Records of earlier versions say True or False.
+  remat: str | bool = "full"
 
   @property
   def visual_tokens(self) -> int:
@@ -104,6 +107,8 @@ class ModelConfig:
     return 4 * self.image.grid
 
   def __post_init__(self) -> None:
+    if isinstance(self.remat, bool):
+      object.__setattr__(self, "remat", "full" if self.remat else "none")
     image = self.image
     if image.image_size % image.patch_size:
       raise ValueError(
@@ -119,6 +124,7 @@ class ModelConfig:
       ("channel_order", self.channel_order, CHANNEL_ORDERS),
       ("language.attention", self.language.attention, ATTENTIONS),
       ("dtype", self.dtype, DTYPES),
+      ("remat", self.remat, REMAT),
     ):
       if value not in allowed:
         raise ValueError(

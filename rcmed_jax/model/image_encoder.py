@@ -26,8 +26,11 @@ from rcmed_jax.model.config import (
   ImageEncoderConfig,
   ModelConfig,
 )
+from rcmed_jax.parallel import rules
 
 NORM_EPS = 1e-6
+
+_GRID = (axes.BATCH, axes.LENGTH, axes.LENGTH)
 
 
 def normalize(
@@ -125,7 +128,7 @@ class Stage(nnx.Module):
     self.last = Block(config, image.grid, windowed=False, rngs=rngs)
 
   def __call__(self, tokens_BYXD: jax.Array) -> jax.Array:
-    run = jax.checkpoint(_run, prevent_cse=False) if self.remat else _run
+    run = layers.remat(_run, self.remat)
     tokens_BYXD, _ = jax.lax.scan(run, tokens_BYXD, self.windowed)
     tokens_BYXD, _ = run(tokens_BYXD, self.last)
     return tokens_BYXD
@@ -151,6 +154,7 @@ class Block(nnx.Module):
     self.mlp_out = dense(hidden, width, (axes.MLP, axes.EMBED))
 
   def __call__(self, tokens_BYXD: jax.Array) -> jax.Array:
+    tokens_BYXD = rules.constrain(tokens_BYXD, *_GRID, axes.WIDTH)
     normed_BYXD = self.attention_norm(tokens_BYXD).astype(self.dtype)
     if self.window is None:
       tokens_BYXD += self.attention(normed_BYXD)
@@ -158,6 +162,7 @@ class Block(nnx.Module):
       windows_MWWD = self.attention(split_windows(normed_BYXD, self.window))
       tokens_BYXD += join_windows(windows_MWWD, tokens_BYXD.shape[:3])
     hidden_BYXF = self.mlp_in(self.mlp_norm(tokens_BYXD))
+    hidden_BYXF = rules.constrain(hidden_BYXF, *_GRID, axes.MLP)
     hidden_BYXF = jax.nn.gelu(hidden_BYXF, approximate=False)
     return tokens_BYXD + self.mlp_out(hidden_BYXF)
 
@@ -174,7 +179,7 @@ class Attention(nnx.Module):
     self.scale = head_width**-0.5
     self.attend = window_relpos_attention if windowed else relpos_attention
     # q, k, v on an axis of their own, so that heads can be sharded.
-    self.qkv = nnx.LinearGeneral(
+    self.qkv = layers.LinearGeneral(
       width,
       (3, width),
       dtype=dtype,
@@ -219,13 +224,15 @@ class Attention(nnx.Module):
       _by_distance(self.columns[...], columns).astype(self.dtype),
       preferred_element_type=jnp.float32,
     )
-    out_MPH = self.attend(
-      q_MPH,
-      k_MPH,
-      v_MPH,
-      rel_h_MYXS.reshape(-1, rows * columns, rows),
-      rel_w_MYXS.reshape(-1, rows * columns, columns),
-      self.scale,
+    out_MPH = layers.attended(
+      self.attend(
+        q_MPH,
+        k_MPH,
+        v_MPH,
+        rel_h_MYXS.reshape(-1, rows * columns, rows),
+        rel_w_MYXS.reshape(-1, rows * columns, columns),
+        self.scale,
+      )
     )
     out_BNPH = out_MPH.reshape(batch, self.heads, rows * columns, head_width)
     out_BPNH = out_BNPH.transpose(0, 2, 1, 3)

@@ -4,6 +4,7 @@ import dataclasses
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import saved_residuals
 import jax.numpy as jnp
 import numpy as np
 import parts
@@ -11,7 +12,7 @@ import pytest
 import released
 import toy
 
-from rcmed_jax.model import language
+from rcmed_jax.model import language, layers
 from rcmed_jax.model.config import ModelConfig
 from rcmed_jax.model.language import Language
 
@@ -147,12 +148,42 @@ def test_rematerialization_keeps_gradients():
   def gradients(model):
     return (model(_states(), dropout_key=jax.random.key(0)) ** 2).sum()
 
-  ours, reference = (
+  reference, *others = (
     jax.tree.leaves(gradients(_build(dataclasses.replace(config, remat=remat))))
-    for remat in (True, False)
+    for remat in ("none", *layers.REMAT)
   )
-  for leaf, reference_leaf in zip(ours, reference, strict=True):
-    np.testing.assert_allclose(leaf, reference_leaf, atol=1e-5)
+  for ours in others:
+    for leaf, reference_leaf in zip(ours, reference, strict=True):
+      np.testing.assert_allclose(leaf, reference_leaf, atol=1e-5)
+
+
+def test_each_policy_keeps_what_it_says():
+  """Values kept a layer and position, in model widths D; F is 2 D here."""
+
+  def kept(remat):
+    config = dataclasses.replace(toy.model_config(), remat=remat)
+    language = _build(config)
+    graph, state = nnx.split(language)
+
+    def run(state):
+      return nnx.merge(graph, state)(_states()).sum()
+
+    held = saved_residuals(run, state)
+    depth, width = config.language.depth, config.language.width
+    positions = np.prod(_states().shape[:2])
+    sizes = [
+      np.prod(aval.shape) / (depth * positions * width)
+      for aval, _ in held
+      if aval.shape[:1] == (depth,)
+      and np.prod(aval.shape) >= depth * positions * width
+    ]
+    return round(sum(sizes))
+
+  assert kept("full") == 1  # the layer's input
+  assert kept("attention") == 2  # and what attention gives
+  # input, q, k, v, attention's result, o; gate, up of 2 D; down is not needed
+  assert kept("dots") == 6 + 4
+  assert kept("none") > kept("dots")
 
 
 def test_dropout_draws_from_its_key():
