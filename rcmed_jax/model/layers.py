@@ -34,7 +34,7 @@ ONES = nnx.initializers.ones_init()
 
 # What `remat` may keep of a layer for its backward pass, least first. All make
 # the rest again; the numbers are what a layer of LLaMA keeps a token, D wide.
-_ATTENTION = "attention"
+_ATTENTION, _PRODUCT = "attention", "product"
 _POLICIES = jax.checkpoint_policies
 REMAT: dict[str | bool, Callable[..., Any]] = {
   # its input alone: D
@@ -43,11 +43,8 @@ REMAT: dict[str | bool, Callable[..., Any]] = {
   # again where that is a kernel which names what its own backward pass needs.
   "attention": _POLICIES.save_only_these_names(_ATTENTION),
   # and what its products with weights give: q, k, v, o, gate, up, down, about
-  # 11 D. Norms, activations and scores are made again.
-  "dots": _POLICIES.save_from_both_policies(
-    _POLICIES.dots_with_no_batch_dims_saveable,
-    _POLICIES.save_only_these_names(_ATTENTION),
-  ),
+  # 12 D. Norms, activations and scores are made again.
+  "dots": _POLICIES.save_only_these_names(_ATTENTION, _PRODUCT),
 }
 
 
@@ -74,19 +71,23 @@ def named(init: Initializer, names: tuple[str, ...]) -> Initializer:
   return nnx.with_partitioning(init, names)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(values: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
   """values [..., I] times kernel [I, ...], computed in `dtype`.
 
   The gradient of the kernel is in the kernel's dtype.
   """
+  return checkpoint_name(_product(values, kernel, dtype), _PRODUCT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(values: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
   return jnp.tensordot(values.astype(dtype), kernel.astype(dtype), 1)
 
 
 def _product_forward(
   values: jax.Array, kernel: jax.Array, dtype: Any
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  return product(values, kernel, dtype), (values, kernel)
+  return _product(values, kernel, dtype), (values, kernel)
 
 
 def _product_backward(
@@ -106,7 +107,7 @@ def _product_backward(
   return d_values.astype(values.dtype), d_kernel
 
 
-product.defvjp(_product_forward, _product_backward)
+_product.defvjp(_product_forward, _product_backward)
 
 
 class Linear(nnx.Linear):

@@ -33,6 +33,8 @@ from rcmed_jax.model.language import Language
 from rcmed_jax.model.mask_decoder import MaskDecoder
 from rcmed_jax.parallel import rules
 
+_STATES = (axes.BATCH, axes.LENGTH, axes.WIDTH)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -212,15 +214,11 @@ class RCMed(nnx.Module):
         states_SD, visual_ED, (start, 0)
       )
     )
-    states_BSD = self.language.embed(ids_BS)
-    visual_BED = visual_BED.astype(states_BSD.dtype)
-    states_BSD = rules.constrain(
-      place(states_BSD, visual_BED, image_B),
-      axes.BATCH,
-      axes.LENGTH,
-      axes.WIDTH,
-    )
-    return states_BSD, image_B
+    # Rows come together here from an embedding in parts, once, rather than at
+    # each use of what is put between them.
+    states_BSD = rules.constrain(self.language.embed(ids_BS), *_STATES)
+    visual_BED = rules.constrain(visual_BED.astype(states_BSD.dtype), *_STATES)
+    return place(states_BSD, visual_BED, image_B), image_B
 
   def part(
     self, hidden_BSD: jax.Array, image_B: jax.Array
