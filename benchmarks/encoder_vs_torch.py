@@ -37,7 +37,7 @@ PROMPT = 1200  # tokens
 DEVIATION = 0.02  # of the random weights, transformers' own
 
 LLAMA = dataclasses.replace(presets.LLAMA_1B, vocabulary=32000)
-CONFIG = configs.ModelConfig(image=presets.VIT_B, language=LLAMA, remat=False)
+CONFIG = configs.ModelConfig(image=presets.VIT_B, language=LLAMA, remat="none")
 
 Run = Callable[[], np.ndarray]
 

@@ -59,7 +59,7 @@ def get_config(arg=None):
     correlation=dict(steps=1 if tiny else 0, heads=4, deep_supervision=True),
     decoder=dict(width=32 if tiny else 64, depth=2, heads=4, hidden=128),
     dropout=0.0,  # too few steps to overfit
-    remat=False,  # memory is no concern at this size
+    remat="none",  # memory is no concern at this size
   )
   config.optimizer = dict(
     rule="muon",  # half of AdamW's steps

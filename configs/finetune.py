@@ -53,7 +53,7 @@ def _tiny():
     ),
     decoder=dict(width=64, depth=2, heads=4, hidden=128),
     dropout=0.0,
-    remat=False,
+    remat="none",
   )
   config.optimizer = dict(
     learning_rate=1e-3, warmup_steps=30, schedule="cosine", trainable="all"

@@ -17,12 +17,14 @@ letters. Digits stand for a literal size (`extent_B2` is [batch, 2]).
   L  layers stacked for a scan    M  windows or heads folded into the batch
   E  visual tokens, E = (Y / 2) * (X / 2)
 
-Parameters carry *logical* axis names. `parallel/rules.py` maps each of them to
-the mesh; a name that it does not know is an error there.
+Parameters and activations carry *logical* axis names. `parallel/rules.py` maps
+each of them to the mesh; a name that it does not know is an error there.
 """
 
-# Activations.
+# Activations; their heads, hidden widths and logits share the names below.
 BATCH = "batch"
+LENGTH = "length"  # positions of any kind: text tokens, patches, pixels
+WIDTH = "width"  # features of one position
 
 # Parameters. One name per role, so that one table decides every placement.
 LAYERS = "layers"  # stacked by scan
@@ -39,6 +41,8 @@ VECTOR = "vector"  # biases, norm scales, scalars: never sharded
 
 LOGICAL_AXES = (
   BATCH,
+  LENGTH,
+  WIDTH,
   LAYERS,
   STAGES,
   EMBED,

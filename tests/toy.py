@@ -48,7 +48,7 @@ def model_config(
     lora=configs.LoraConfig(rank=lora_rank, dropout=dropout),
     dropout=dropout,
     dtype=dtype,
-    remat=False,
+    remat="none",
   )
 
 

@@ -15,6 +15,7 @@ from rcmed_jax.apps import runs, settings, verify
 from rcmed_jax.convert import exporter, importer, names, sizes, store, stream
 from rcmed_jax.data import tokens
 from rcmed_jax.train import checkpoints
+from rcmed_jax.train import step as steps
 
 
 def main(argv: Sequence[str]) -> int:
@@ -148,7 +149,7 @@ def _export(args: argparse.Namespace, progress: stream.Progress) -> None:
   with checkpoints.Checkpoints(path) as saved:
     weights, step = saved.weights(), saved.latest()
   sources = stream.fingerprint([path / "checkpoints" / str(step)])
-  write(_paths(weights), model, sources=sources)
+  write(_paths(steps.unpadded(weights, model)), model, sources=sources)
 
 
 def _paths(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:

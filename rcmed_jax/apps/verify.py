@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def score(
-  prediction: Prediction, case: verifying.Case
+  prediction: Prediction, logits_BTV: jax.Array, case: verifying.Case
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Masks at the images' own size, and the release's losses there."""
   extent_2 = case.batch["extent_B2"][0]  # the same for all images of a case
@@ -106,9 +106,7 @@ def score(
     jnp.ones(masks_BGIJ.shape, bool),
     jnp.asarray(case.batch["valid_BG"]),
   )
-  text = losses.text_loss(
-    prediction.logits_BTV, jnp.asarray(case.batch["labels_BT"])
-  )
+  text = losses.text_loss(logits_BTV, jnp.asarray(case.batch["labels_BT"]))
   weights = losses.LossConfig()
   total = weights.text * text + sum(
     getattr(weights, name) * term for name, term in terms.items()

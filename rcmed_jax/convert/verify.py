@@ -52,8 +52,11 @@ HELD_IN_BFLOAT16 = (
 )
 
 Arrays = dict[str, Any]
-# (prediction, case) -> (masks at the images' size, LOSSES by name)
-Score = Callable[[Prediction, "Case"], tuple[jax.Array, dict[str, jax.Array]]]
+# (prediction, logits [B, T, V], case) -> (masks at the images' size, LOSSES by
+# name)
+Score = Callable[
+  [Prediction, jax.Array, "Case"], tuple[jax.Array, dict[str, jax.Array]]
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +150,8 @@ def outputs(
     def loss(params: Any) -> tuple[jax.Array, Arrays]:
       model = nnx.merge(graph, params, constants)
       prediction = model(batch)
-      masks_BGIJ, losses = score(prediction, case)
+      logits_BTV = model.language.logits(prediction.states_BTD)
+      masks_BGIJ, losses = score(prediction, logits_BTV, case)
       low = {"low_res_masks": prediction.masks_KBGYX[-1], "masks": masks_BGIJ}
       return losses["loss"], {**_parts(model, batch), **low, **losses}
 

@@ -14,6 +14,7 @@ CHANNEL_ORDERS = ("rgb", "bgr")
 ATTENTIONS = ("causal", "prefix")
 DTYPES = ("float32", "bfloat16")
 IMAGE_ATTENTIONS = ("auto", "reference", "pallas")
+REMAT = ("none", "full", "attention", "dots")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,9 @@ class ModelConfig:
   channel_order: str = "rgb"  # a checkpoint's property; the release is "bgr"
   dropout: float = 0.1  # of the two language-to-pixel projections
   dtype: str = "float32"  # of the arithmetic; norms and softmax stay float32
-  remat: bool = True  # recompute each layer in the backward pass
+  # What the backward pass makes again: "none", or by layer "full", "attention",
+  # "dots" (`layers.REMAT`). Records of earlier versions say True or False.
+  remat: str | bool = "full"
 
   @property
   def visual_tokens(self) -> int:
@@ -109,6 +112,8 @@ class ModelConfig:
     return 4 * self.image.grid
 
   def __post_init__(self) -> None:
+    if isinstance(self.remat, bool):
+      object.__setattr__(self, "remat", "full" if self.remat else "none")
     image = self.image
     if image.image_size % image.patch_size:
       raise ValueError(
@@ -125,6 +130,7 @@ class ModelConfig:
       ("language.attention", self.language.attention, ATTENTIONS),
       ("dtype", self.dtype, DTYPES),
       ("image.attention", image.attention, IMAGE_ATTENTIONS),
+      ("remat", self.remat, REMAT),
     ):
       if value not in allowed:
         raise ValueError(

@@ -14,6 +14,7 @@ from rcmed_jax import axes
 from rcmed_jax.kernels.correlation_attention import correlation_attention
 from rcmed_jax.model import layers
 from rcmed_jax.model.config import ModelConfig
+from rcmed_jax.parallel import rules
 from rcmed_jax.parallel.local import local
 
 # Attention on each device's own images.
@@ -64,7 +65,11 @@ class Step(nnx.Module):
   ) -> tuple[jax.Array, jax.Array]:
     """Refined pixels and words; a switched-off direction stays as it was."""
     batch, rows, columns, channels = pixels_BYXC.shape
-    pixels_BPC = pixels_BYXC.reshape(batch, rows * columns, channels)
+    states = (axes.BATCH, axes.LENGTH, axes.WIDTH)
+    pixels_BPC = rules.constrain(
+      pixels_BYXC.reshape(batch, rows * columns, channels), *states
+    )
+    words_BTC = rules.constrain(words_BTC, *states)
     soft_mask_BP = soft_mask_BYX.reshape(batch, rows * columns)
     attend = local(self._attend, (_ROWS,) * 6, (_ROWS, _ROWS))
     from_words_BPC, from_pixels_BTC = attend(

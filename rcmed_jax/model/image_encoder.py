@@ -27,11 +27,14 @@ from rcmed_jax.model.config import (
   ImageEncoderConfig,
   ModelConfig,
 )
+from rcmed_jax.parallel import rules
 from rcmed_jax.parallel.local import local
 
 NORM_EPS = 1e-6
 # Attention on each device's own images, or windows, and heads.
 _ROWS_HEADS = PartitionSpec(axes.BATCH, axes.HEADS)
+
+_GRID = (axes.BATCH, axes.LENGTH, axes.LENGTH)
 
 
 def normalize(
@@ -129,7 +132,7 @@ class Stage(nnx.Module):
     self.last = Block(config, image.grid, windowed=False, rngs=rngs)
 
   def __call__(self, tokens_BYXD: jax.Array) -> jax.Array:
-    run = jax.checkpoint(_run, prevent_cse=False) if self.remat else _run
+    run = layers.remat(_run, self.remat)
     tokens_BYXD, _ = jax.lax.scan(run, tokens_BYXD, self.windowed)
     tokens_BYXD, _ = run(tokens_BYXD, self.last)
     return tokens_BYXD
@@ -155,6 +158,7 @@ class Block(nnx.Module):
     self.mlp_out = dense(hidden, width, (axes.MLP, axes.EMBED))
 
   def __call__(self, tokens_BYXD: jax.Array) -> jax.Array:
+    tokens_BYXD = rules.constrain(tokens_BYXD, *_GRID, axes.WIDTH)
     normed_BYXD = self.attention_norm(tokens_BYXD).astype(self.dtype)
     if self.window is None:
       tokens_BYXD += self.attention(normed_BYXD)
@@ -162,6 +166,7 @@ class Block(nnx.Module):
       windows_MWWD = self.attention(split_windows(normed_BYXD, self.window))
       tokens_BYXD += join_windows(windows_MWWD, tokens_BYXD.shape[:3])
     hidden_BYXF = self.mlp_in(self.mlp_norm(tokens_BYXD))
+    hidden_BYXF = rules.constrain(hidden_BYXF, *_GRID, axes.MLP)
     hidden_BYXF = jax.nn.gelu(hidden_BYXF, approximate=False)
     return tokens_BYXD + self.mlp_out(hidden_BYXF)
 
@@ -180,7 +185,7 @@ class Attention(nnx.Module):
     chosen = config.image.attention
     self.implementation = None if chosen == "auto" else chosen
     # q, k, v on an axis of their own, so that heads can be sharded.
-    self.qkv = nnx.LinearGeneral(
+    self.qkv = layers.LinearGeneral(
       width,
       (3, width),
       dtype=dtype,
@@ -224,12 +229,14 @@ class Attention(nnx.Module):
       preferred_element_type=jnp.float32,
     )
     attend = local(self._attend, (_ROWS_HEADS,) * 5, _ROWS_HEADS)
-    out_BNPH = attend(
-      q_BNPH,
-      k_BNPH,
-      v_BNPH,
-      rel_h_BNYXS.reshape(batch, self.heads, rows * columns, rows),
-      rel_w_BNYXS.reshape(batch, self.heads, rows * columns, columns),
+    out_BNPH = layers.attended(
+      attend(
+        q_BNPH,
+        k_BNPH,
+        v_BNPH,
+        rel_h_BNYXS.reshape(batch, self.heads, rows * columns, rows),
+        rel_w_BNYXS.reshape(batch, self.heads, rows * columns, columns),
+      )
     )
     out_BPNH = out_BNPH.transpose(0, 2, 1, 3)
     return self.out(out_BPNH.reshape(batch, rows, columns, width))

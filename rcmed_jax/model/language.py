@@ -19,6 +19,7 @@ from rcmed_jax.kernels import language_attention
 from rcmed_jax.model import layers, local_heads
 from rcmed_jax.model.config import ModelConfig
 from rcmed_jax.model.lora import LoraLinear
+from rcmed_jax.parallel import rules
 from rcmed_jax.parallel.local import local
 
 # Attention on each device's own rows and heads.
@@ -37,6 +38,7 @@ _cached_attention = local(
   (_ROWS_HEADS, *(_ROWS_SLOTS_HEADS,) * 2, _ROWS),
   _ROWS_HEADS,
 )
+_STATES = (axes.BATCH, axes.LENGTH, axes.WIDTH)
 
 
 @jax.tree_util.register_dataclass
@@ -88,6 +90,7 @@ class Layer(nnx.Module):
     keys: tuple[jax.Array | None, ...],
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rotated queries, rotated keys and values, each [B, S, N, H]."""
+    states_BSD = rules.constrain(states_BSD, *_STATES)
     normed_BSD = self.attention_norm(states_BSD)
     q_BSNH, k_BSNH, v_BSNH = (
       self._split(dense(normed_BSD, key))
@@ -102,15 +105,22 @@ class Layer(nnx.Module):
     keys: tuple[jax.Array | None, ...],
   ) -> jax.Array:
     """The states after what attention mixed and after the MLP."""
-    mixed_BSD = mixed_BSNH.reshape(states_BSD.shape)
+    mixed_BSD = layers.attended(mixed_BSNH).reshape(states_BSD.shape)
     states_BSD = states_BSD + self.o(mixed_BSD, keys[3])
     normed_BSD = self.mlp_norm(states_BSD).astype(self.dtype)
     hidden_BSF = jax.nn.silu(self.gate(normed_BSD)) * self.up(normed_BSD)
+    hidden_BSF = rules.constrain(hidden_BSF, axes.BATCH, axes.LENGTH, axes.MLP)
     return states_BSD + self.down(hidden_BSF)
 
   def _split(self, values_BSD: jax.Array) -> jax.Array:
     batch, length, width = values_BSD.shape
-    return values_BSD.reshape(batch, length, self.heads, width // self.heads)
+    return rules.constrain(
+      values_BSD.reshape(batch, length, self.heads, width // self.heads),
+      axes.BATCH,
+      axes.LENGTH,
+      axes.HEADS,
+      axes.WIDTH,
+    )
 
 
 class Language(nnx.Module):
@@ -159,7 +169,9 @@ class Language(nnx.Module):
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """[..., D] in the arithmetic's dtype, from token ids of any shape."""
-    return self.embedding[...].astype(self.dtype)[tokens]
+    # Cast after the look-up: gradients of one token's many uses are then added
+    # in the embedding's own dtype.
+    return self.embedding[...][tokens].astype(self.dtype)
 
   def __call__(
     self,
@@ -182,8 +194,7 @@ class Language(nnx.Module):
       layer, key = layer_and_key
       return self._attend(layer, states_BSD, prefix_B, key)[0], None
 
-    if self.config.remat:
-      run = jax.checkpoint(run, prevent_cse=False)
+    run = layers.remat(run, self.config.remat)
     depth = self.config.language.depth
     keys_L = None
     if dropout_key is not None:
@@ -253,12 +264,17 @@ class Language(nnx.Module):
     return self._finish(states_B1D)[:, 0], cache
 
   def logits(self, hidden: jax.Array) -> jax.Array:
-    """float32[..., V]: the next token's logits from final states."""
-    return jnp.matmul(
+    """float32[..., V]: the next token's logits from final states.
+
+    While training, embedding and head are held with places beyond the
+    vocabulary (`parallel.rules.MULTIPLES`); these have no logits.
+    """
+    logits = jnp.matmul(
       hidden.astype(self.dtype),
       self.head.kernel[...].astype(self.dtype),
       preferred_element_type=jnp.float32,
     )
+    return logits[..., : self.config.language.vocabulary]
 
   def _attend(
     self,

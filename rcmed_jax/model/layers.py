@@ -2,13 +2,18 @@
 
 Every parameter is made here or with `named`, so that each of its axes carries
 a logical name from `axes.py`. Arithmetic runs in `dtype`; parameters are held
-in float32; norms compute in float32.
+in float32; norms compute in float32. The gradient of a weight leaves its matrix
+product in the weight's own dtype: what devices add up is float32, although
+what they multiplied is bfloat16.
 """
 
 from collections.abc import Callable
+import functools
+from typing import Any
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from rcmed_jax import axes
@@ -27,9 +32,108 @@ ZEROS = nnx.initializers.zeros_init()
 ONES = nnx.initializers.ones_init()
 
 
+# What `remat` may keep of a layer for its backward pass, least first. All make
+# the rest again; the numbers are what a layer of LLaMA keeps a token, D wide.
+_ATTENTION, _PRODUCT = "attention", "product"
+_POLICIES = jax.checkpoint_policies
+REMAT: dict[str | bool, Callable[..., Any]] = {
+  # its input alone: D
+  "full": _POLICIES.nothing_saveable,
+  # and what its attention gives (`attended`): 2 D. It saves making attention
+  # again where that is a kernel which names what its own backward pass needs.
+  "attention": _POLICIES.save_only_these_names(_ATTENTION),
+  # and what its products with weights give: q, k, v, o, gate, up, down, about
+  # 12 D. Norms, activations and scores are made again.
+  "dots": _POLICIES.save_only_these_names(_ATTENTION, _PRODUCT),
+}
+
+
+def remat(run: Callable[..., Any], policy: str | bool) -> Callable[..., Any]:
+  """`run`, which is scanned over layers, keeping what `policy` says.
+
+  Args:
+    run: one turn of a scan.
+    policy: a name of `REMAT`, or "none" to keep everything.
+  """
+  if policy == "none":
+    return run
+  # A scan shares nothing between its turns, so nothing need be held apart.
+  return jax.checkpoint(run, policy=REMAT[policy], prevent_cse=False)
+
+
+def attended(values: jax.Array) -> jax.Array:
+  """What an attention gives, under the name by which `REMAT` keeps it."""
+  return checkpoint_name(values, _ATTENTION)
+
+
 def named(init: Initializer, names: tuple[str, ...]) -> Initializer:
   """The same initializer, its result carrying logical axis names."""
   return nnx.with_partitioning(init, names)
+
+
+def product(values: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
+  """values [..., I] times kernel [I, ...], computed in `dtype`.
+
+  The gradient of the kernel is in the kernel's dtype.
+  """
+  return checkpoint_name(_product(values, kernel, dtype), _PRODUCT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(values: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
+  return jnp.tensordot(values.astype(dtype), kernel.astype(dtype), 1)
+
+
+def _product_forward(
+  values: jax.Array, kernel: jax.Array, dtype: Any
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return _product(values, kernel, dtype), (values, kernel)
+
+
+def _product_backward(
+  dtype: Any, inputs: tuple[jax.Array, jax.Array], change: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  values, kernel = inputs
+  outputs = tuple(range(1, kernel.ndim))
+  last = tuple(range(change.ndim - len(outputs), change.ndim))
+  rows = tuple(range(values.ndim - 1))
+  d_values = jnp.tensordot(change, kernel.astype(dtype), (last, outputs))
+  d_kernel = jnp.tensordot(
+    values.astype(dtype),
+    change,
+    (rows, rows),
+    preferred_element_type=kernel.dtype,
+  )
+  return d_values.astype(values.dtype), d_kernel
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+class Linear(nnx.Linear):
+  """A dense layer by `product`; its bias is added in float32."""
+
+  def __call__(self, inputs: jax.Array, out_sharding: None = None) -> jax.Array:
+    return _affine(self, inputs)
+
+
+class LinearGeneral(nnx.LinearGeneral):
+  """The same from the last axis to several."""
+
+  def __call__(self, inputs: jax.Array, out_sharding: None = None) -> jax.Array:
+    return _affine(self, inputs)
+
+
+def _affine(
+  layer: nnx.Linear | nnx.LinearGeneral, inputs: jax.Array
+) -> jax.Array:
+  result = product(inputs, layer.kernel[...], layer.dtype)
+  if layer.bias is None:
+    return result
+  bias = layer.bias[...].astype(jnp.float32)
+  lead = (1,) * (result.ndim - bias.ndim)
+  shifted = result.astype(jnp.float32) + bias.reshape(*lead, *bias.shape)
+  return shifted.astype(layer.dtype)
 
 
 def linear(
@@ -41,9 +145,9 @@ def linear(
   bias: bool = True,
   init: Initializer = NORMAL,
   dtype: jnp.dtype = jnp.float32,
-) -> nnx.Linear:
+) -> Linear:
   """A dense layer whose kernel [inputs, outputs] has the axes `names`."""
-  return nnx.Linear(
+  return Linear(
     inputs,
     outputs,
     use_bias=bias,

@@ -53,12 +53,11 @@ class LoraLinear(nnx.Module):
     self, values: jax.Array, dropout_key: jax.Array | None = None
   ) -> jax.Array:
     """[..., outputs] from [..., inputs], computed in `dtype`."""
-    values = values.astype(self.dtype)
-    result = values @ self.kernel[...].astype(self.dtype)
+    result = layers.product(values, self.kernel[...], self.dtype)
     if self.rank:
       values = layers.dropout(values, self.dropout, dropout_key)
-      low_rank = values @ self.down[...].astype(self.dtype)
-      result += (low_rank @ self.up[...].astype(self.dtype)) * self.scale
+      low_rank = layers.product(values, self.down[...], self.dtype)
+      result += layers.product(low_rank, self.up[...], self.dtype) * self.scale
     return result
 
   def merged(self) -> jax.Array:

@@ -17,6 +17,7 @@ from rcmed_jax import axes
 from rcmed_jax.model import layers
 from rcmed_jax.model.config import ModelConfig
 from rcmed_jax.model.prompt_encoder import UNIT_NORMAL, PromptEncoder
+from rcmed_jax.parallel import rules
 
 MASK_TOKENS = 4  # SAM's single mask, then its three alternatives
 TOKEN_NORM_EPS = 1e-5  # in the transformer
@@ -139,10 +140,15 @@ class TwoWayTransformer(nnx.Module):
         never as values.
     """
     start_BGQC = tokens_BGQC
+    places = (axes.BATCH, axes.LENGTH, axes.LENGTH, axes.WIDTH)
     # Not a scan: the first layer differs, and its pixels still have G = 1.
     for index in range(self.depth):
       tokens_BGQC, pixels_BGPC = _pick(self.layers, index)(
-        tokens_BGQC, pixels_BGPC, start_BGQC, positions_BGPC, first=index == 0
+        rules.constrain(tokens_BGQC, *places),
+        rules.constrain(pixels_BGPC, *places),
+        start_BGQC,
+        positions_BGPC,
+        first=index == 0,
       )
     tokens_BGQC += self.last(
       tokens_BGQC + start_BGQC, pixels_BGPC + positions_BGPC, pixels_BGPC

@@ -31,6 +31,9 @@ from rcmed_jax.model.correlation import Correlation, soft_mask
 from rcmed_jax.model.image_encoder import ImageEncoder, normalize
 from rcmed_jax.model.language import Language
 from rcmed_jax.model.mask_decoder import MaskDecoder
+from rcmed_jax.parallel import rules
+
+_STATES = (axes.BATCH, axes.LENGTH, axes.WIDTH)
 
 
 @jax.tree_util.register_dataclass
@@ -38,9 +41,10 @@ from rcmed_jax.model.mask_decoder import MaskDecoder
 class Prediction:
   """What a forward pass says about a batch."""
 
-  # float32[B, T, V]; [:, t] predicts token t. Token 0 has no state before it;
-  # its place repeats that of token 1.
-  logits_BTV: jax.Array
+  # [B, T, D]; [:, t] predicts token t, through `Language.logits`: the logits
+  # themselves are too large to be kept. Token 0 has no state before it; its
+  # place repeats that of token 1.
+  states_BTD: jax.Array
   # float32[K + 1, B, G, 4g, 4g], logits before step 1 and after each of the K
   # steps; [-1] is the answer.
   masks_KBGYX: jax.Array
@@ -118,7 +122,7 @@ class RCMed(nnx.Module):
     adaptation: adapt.Adaptation | None = None,
     dropout_key: jax.Array | None = None,
   ) -> Prediction:
-    """Logits and masks of a batch whose answers are given.
+    """States and masks of a batch whose answers are given.
 
     Args:
       batch: `pixels_BIJC`, `extent_B2`, `tokens_BT`, `length_B`, `labels_BT`,
@@ -159,7 +163,7 @@ class RCMed(nnx.Module):
       dropout_key=query_key,
     )
     before_BTD = jnp.concatenate([text_BTD[:, :1], text_BTD[:, :-1]], axis=1)
-    return Prediction(self.language.logits(before_BTD), masks_KBGYX, quality_BG)
+    return Prediction(before_BTD, masks_KBGYX, quality_BG)
 
   def encode_image(
     self,
@@ -210,8 +214,10 @@ class RCMed(nnx.Module):
         states_SD, visual_ED, (start, 0)
       )
     )
-    states_BSD = self.language.embed(ids_BS)
-    visual_BED = visual_BED.astype(states_BSD.dtype)
+    # Rows come together here from an embedding in parts, once, rather than at
+    # each use of what is put between them.
+    states_BSD = rules.constrain(self.language.embed(ids_BS), *_STATES)
+    visual_BED = rules.constrain(visual_BED.astype(states_BSD.dtype), *_STATES)
     return place(states_BSD, visual_BED, image_B), image_B
 
   def part(

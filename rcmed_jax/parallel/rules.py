@@ -5,15 +5,18 @@ from typing import Any
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rcmed_jax import axes
 from rcmed_jax.parallel import mesh as meshes
 
-# Every name of `axes.LOGICAL_AXES`, each once. A parameter that names a mesh
-# axis twice (embed to embed) keeps it on the first of the two.
+# Every name of `axes.LOGICAL_AXES`, each once. An array that names a mesh axis
+# twice (embed to embed) keeps it on the first of the two.
 RULES: dict[str, str | tuple[str, ...] | None] = {
   axes.BATCH: meshes.BATCH_AXES,
+  axes.LENGTH: None,
+  axes.WIDTH: None,  # fsdp, which cuts weights here, cuts the batch already
   axes.LAYERS: None,  # scanned: every device needs every layer in turn
   axes.STAGES: None,
   axes.EMBED: "fsdp",
@@ -27,22 +30,30 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
   axes.VECTOR: None,
 }
 
+# Parameters are held with these axes filled up by zeros to a multiple: 32007
+# ids, which no mesh divides, take 32128 places, 128 being a TPU's lanes.
+MULTIPLES = {axes.VOCAB: 128}
+
 
 def param_shardings(
-  state: nnx.State, mesh: jax.sharding.Mesh
+  state: nnx.State,
+  mesh: jax.sharding.Mesh,
+  *,
+  whole_over: frozenset[str] = frozenset(),
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
   """The sharding of every parameter, and what could not be cut.
 
-  A dimension that its mesh axis does not divide is replicated, because a
-  vocabulary of 32007 must not stop a run; each case is reported.
+  A dimension that its mesh axis does not divide is replicated, because an odd
+  width must not stop a run; each case is reported.
 
   Args:
-    state: parameters, abstract or real, whose variables carry logical axis
-      names (`model.layers.named`).
+    state: parameters, abstract or real, before or after `padded`, whose
+      variables carry logical axis names (`model.layers.named`).
     mesh: of `make_mesh`.
+    whole_over: mesh axes that cut nothing here.
 
   Returns:
-    (a pure dict like `nnx.to_pure_dict(state)` of NamedShardings,
+    (a pure dict like `nnx.to_pure_dict(padded(state))` of NamedShardings,
     one sentence for each dimension that had to stay whole).
 
   Raises:
@@ -53,9 +64,66 @@ def param_shardings(
   shardings = {}
   for path, variable in nnx.to_flat_state(state):
     name = ".".join(map(str, path))
-    spec = _spec(name, variable, mesh, whole)
+    names = _names(name, variable)
+    shape = _padded_shape(variable.shape, names)
+    spec = _partition(name, names, shape, mesh, whole, whole_over)
     shardings[path] = NamedSharding(mesh, spec)
   return nnx.traversals.unflatten_mapping(shardings), tuple(whole)
+
+
+def padded(state: nnx.State) -> nnx.State:
+  """The parameters with the axes of `MULTIPLES` filled up by zeros.
+
+  The model masks what stands beyond its vocabulary, so the zeros get no
+  gradient and stay. `resized` takes them away again.
+  """
+  flat = [
+    (
+      path,
+      variable.replace(
+        resized(
+          variable[...],
+          _padded_shape(
+            variable.shape, _names(".".join(map(str, path)), variable)
+          ),
+        )
+      ),
+    )
+    for path, variable in nnx.to_flat_state(state)
+  ]
+  return nnx.from_flat_state(flat)
+
+
+def resized(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """The values cut, or filled up with zeros, to `shape` at the far ends."""
+  kept = values[tuple(slice(size) for size in shape)]
+  return jnp.pad(
+    kept, [(0, n - m) for n, m in zip(shape, kept.shape, strict=True)]
+  )
+
+
+def constrain(values: jax.Array, *names: str) -> jax.Array:
+  """The same values, placed by the table if a mesh is in scope.
+
+  An axis that the mesh does not divide, such as a batch of one, stays whole.
+
+  Args:
+    values: an activation.
+    names: logical, one an axis.
+
+  Raises:
+    ValueError: wrong number of names, or one that the table does not know.
+  """
+  if len(names) != values.ndim:
+    raise ValueError(
+      f"constrain: shape {values.shape} has {values.ndim} axes, but the names "
+      f"are {names}; give one an axis."
+    )
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return values
+  spec = _partition("activation", names, values.shape, mesh, [])
+  return jax.lax.with_sharding_constraint(values, spec)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -68,23 +136,38 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def _spec(
-  name: str,
-  variable: nnx.Variable,
-  mesh: jax.sharding.Mesh,
-  whole: list[str],
-) -> PartitionSpec:
-  """The partition of one parameter; appends to `whole` what stays whole."""
-  shape = variable.shape
-  logical = variable.get_metadata().get("out_sharding") or ()
-  if len(logical) != len(shape):
+def _names(name: str, variable: nnx.Variable) -> tuple[str, ...]:
+  """The logical axes of a parameter, one an axis."""
+  names = tuple(variable.get_metadata().get("out_sharding") or ())
+  if len(names) != len(variable.shape):
     raise ValueError(
-      f"{name}: shape {shape} has {len(shape)} axes, but its logical names "
-      f"are {tuple(logical)}. Name every axis with model.layers.named."
+      f"{name}: shape {variable.shape} has {len(variable.shape)} axes, but its "
+      f"logical names are {names}. Name every axis with model.layers.named."
     )
-  taken: set[str] = set()
+  return names
+
+
+def _padded_shape(
+  shape: tuple[int, ...], names: tuple[str, ...]
+) -> tuple[int, ...]:
+  return tuple(
+    size + -size % MULTIPLES.get(axis, 1)
+    for size, axis in zip(shape, names, strict=True)
+  )
+
+
+def _partition(
+  name: str,
+  names: tuple[str, ...],
+  shape: tuple[int, ...],
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+  whole: list[str],
+  whole_over: frozenset[str] = frozenset(),
+) -> PartitionSpec:
+  """The partition of one array; appends to `whole` what stays whole."""
+  taken: set[str] = set(whole_over)
   spec = []
-  for index, (axis, size) in enumerate(zip(logical, shape, strict=True)):
+  for index, (axis, size) in enumerate(zip(names, shape, strict=True)):
     mesh_axes = mesh_axes_of(name, axis)
     ways = math.prod(mesh.shape[mesh_axis] for mesh_axis in mesh_axes)
     if ways == 1 or taken.intersection(mesh_axes):

@@ -8,6 +8,7 @@ from flax import nnx
 import jax
 import numpy as np
 
+from rcmed_jax.parallel import rules
 from rcmed_jax.train import step as steps
 
 
@@ -36,12 +37,13 @@ def with_weights(
       if name not in left:
         continue
       array = left.pop(name)
-      if array.shape != leaf.shape:
+      if not _fits(array.shape, leaf.shape):
         raise ValueError(
           f"{name}: the weights have shape {array.shape}, the model "
           f"{leaf.shape}; give the model the sizes of its weights."
         )
-      values = np.asarray(array).astype(leaf.dtype)
+      more = [(0, m - n) for n, m in zip(array.shape, leaf.shape, strict=True)]
+      values = np.pad(np.asarray(array), more).astype(leaf.dtype)
       flat[path] = jax.device_put(values, leaf.sharding)
     return nnx.traversals.unflatten_mapping(flat)
 
@@ -57,3 +59,11 @@ def with_weights(
       "weights were made with."
     )
   return found
+
+
+def _fits(shape: tuple[int, ...], held: tuple[int, ...]) -> bool:
+  """Whether `held` is the shape itself, or filled up as `rules.padded` does."""
+  multiple = max(rules.MULTIPLES.values())
+  return len(shape) == len(held) and all(
+    m in (n, n + -n % multiple) for n, m in zip(shape, held, strict=True)
+  )

@@ -120,6 +120,7 @@ def train(
     loss_config,
     accumulation=config.accumulation,
     seed=config.seed,
+    reduce_dtype=optimizer_config.reduce_dtype,
   )
   meta = {
     "model": dataclasses.asdict(model_config),

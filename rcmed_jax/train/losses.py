@@ -44,14 +44,18 @@ class LossConfig:
 
 
 def losses(
-  prediction: Prediction, batch: dict[str, Any], config: LossConfig
+  prediction: Prediction,
+  text: jax.Array,
+  batch: dict[str, Any],
+  config: LossConfig,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The total loss of one micro-batch and its terms by name, all float32[].
 
   Args:
     prediction: of the model for this batch.
-    batch: as made by the data pipeline; `labels_BT`, `masks_BGIJ`, `valid_BG`
-      and `extent_B2` are read.
+    text: float32[], of its text: `cross_entropy.text_loss`.
+    batch: as made by the data pipeline; `masks_BGIJ`, `valid_BG` and
+      `extent_B2` are read.
     config: weights.
 
   Returns:
@@ -84,7 +88,7 @@ def losses(
     )
 
   terms = terms_of(prediction.masks_KBGYX[-1])
-  terms["text"] = text_loss(prediction.logits_BTV, batch["labels_BT"])
+  terms["text"] = text
   total = config.text * terms["text"] + weighted(terms)
   if config.quality:
     terms["quality"] = quality_loss(
@@ -100,6 +104,9 @@ def losses(
 
 def text_loss(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
   """float32[]: mean cross-entropy of the labelled tokens, 0 where none is.
+
+  From logits, where they are at hand. Training never holds them all:
+  `cross_entropy.text_loss` is the same from states.
 
   Args:
     logits_BTV: float32; `[:, t]` predicts the token at t.

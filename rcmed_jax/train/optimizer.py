@@ -20,6 +20,8 @@ from rcmed_jax.model import lora
 RULES = ("adamw", "muon")
 SCHEDULES = ("linear", "cosine", "constant")
 FROZEN_DTYPES = ("float32", "bfloat16")
+FROZEN_PLACEMENTS = ("sharded", "replicated")
+REDUCE_DTYPES = ("float32", "bfloat16")
 
 # Of Muon's published recipes: its momentum, and the root mean square of an
 # update, which is about AdamW's, so that both take the same learning rate.
@@ -54,6 +56,11 @@ class OptimizerConfig:
   clip_norm: float = 1.0  # of all gradients together
   trainable: str = "all"  # or "release" or "lora": `trainable_filter`
   frozen_dtype: str = "bfloat16"  # in which frozen weights are held
+  # "sharded" like what trains, or "replicated": whole on every device but for
+  # tensor parallelism. 13.5 GB of the 7B, never gathered again.
+  frozen_placement: str = "sharded"
+  # In which devices add up their gradients: `step.make_train_step`.
+  reduce_dtype: str = "float32"
 
   def __post_init__(self) -> None:
     for name, value, allowed in (
@@ -61,6 +68,8 @@ class OptimizerConfig:
       ("schedule", self.schedule, SCHEDULES),
       ("trainable", self.trainable, tuple(_FILTERS)),
       ("frozen_dtype", self.frozen_dtype, FROZEN_DTYPES),
+      ("frozen_placement", self.frozen_placement, FROZEN_PLACEMENTS),
+      ("reduce_dtype", self.reduce_dtype, REDUCE_DTYPES),
     ):
       if value not in allowed:
         raise ValueError(

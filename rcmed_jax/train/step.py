@@ -1,4 +1,9 @@
-"""One training step: the function that trains and that the planner compiles."""
+"""One training step: the function that trains and that the planner compiles.
+
+Weights and moments are held with axes filled up to what a mesh divides
+(`parallel.rules.MULTIPLES`), the same on every mesh, and stored so. `unpadded`
+gives a model's own shapes back.
+"""
 
 from collections.abc import Callable
 import dataclasses
@@ -13,10 +18,13 @@ import optax
 from rcmed_jax.model import config as model_configs
 from rcmed_jax.model import rcmed
 from rcmed_jax.parallel import rules
-from rcmed_jax.train import losses
+from rcmed_jax.train import cross_entropy, losses
 from rcmed_jax.train import optimizer as optimizers
 
 Arrays = dict[str, Any]  # a pure dict of arrays, nested by parameter path
+
+# Mesh axes that do not cut frozen weights, by `optimizer.frozen_placement`.
+_WHOLE_OVER = {"sharded": frozenset(), "replicated": frozenset({"fsdp"})}
 
 
 @functools.partial(
@@ -71,7 +79,11 @@ def make_layout(
   graphdef, trainable, frozen = _split(model, optimizer_config)
   whole = rules.replicated(mesh)
   trained_shardings, trained_report = rules.param_shardings(trainable, mesh)
-  frozen_shardings, frozen_report = rules.param_shardings(frozen, mesh)
+  frozen_shardings, frozen_report = rules.param_shardings(
+    frozen,
+    mesh,
+    whole_over=_WHOLE_OVER[optimizer_config.frozen_placement],
+  )
   shardings = TrainState(
     step=whole,
     trainable=trained_shardings,
@@ -117,6 +129,18 @@ def init_state(
   )()
 
 
+def unpadded(
+  weights: Arrays, model_config: model_configs.ModelConfig
+) -> Arrays:
+  """Weights of a training state, all of them, in the model's own shapes."""
+  model = nnx.eval_shape(lambda: rcmed.RCMed(model_config, rngs=nnx.Rngs(0)))
+  return jax.tree.map(
+    lambda held, own: rules.resized(held, own.shape),
+    weights,
+    nnx.to_pure_dict(nnx.state(model)),
+  )
+
+
 def make_train_step(
   layout: Layout,
   optimizer: optax.GradientTransformation,
@@ -124,17 +148,35 @@ def make_train_step(
   *,
   accumulation: int = 1,
   seed: int = 0,
+  reduce_dtype: str = "float32",
 ) -> Callable[[TrainState, Arrays], tuple[TrainState, dict[str, jax.Array]]]:
   """A jitted (state, batch) -> (state, metrics); the state is donated.
 
   Losses and gradients of the `accumulation` micro-batches are averaged with
-  equal weight. Dropout keys come from (seed, step, micro-batch). A step whose
-  loss or gradient is not finite changes nothing.
+  equal weight. Dropout keys come from (seed, step, micro-batch) and the values
+  they drop from the place in the whole array, so that no mesh changes them. A
+  step whose loss or gradient is not finite changes nothing.
+
+  Devices add up gradients of weights in `reduce_dtype` and each keeps its part;
+  micro-batches are added in float32. "bfloat16" halves what travels and lets
+  the model read trained weights rounded to it.
 
   Metrics, all scalars: the loss and its terms, `grad_norm` before clipping,
   `non_finite` 0 or 1.
   """
-  loss_and_grad = jax.value_and_grad(loss, has_aux=True)
+
+  def rounded_loss(trainable: Arrays, *rest: Any) -> tuple[jax.Array, Arrays]:
+    dtype = jnp.dtype(reduce_dtype)
+    return loss(jax.tree.map(lambda a: a.astype(dtype), trainable), *rest)
+
+  loss_and_grad = jax.value_and_grad(rounded_loss, has_aux=True)
+
+  def placed_step(
+    state: TrainState, batch: Arrays
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    # Activations and kernels ask which mesh they are traced for.
+    with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
+      return step(state, batch)
 
   def step(
     state: TrainState, batch: Arrays
@@ -173,7 +215,9 @@ def make_train_step(
     metrics["non_finite"] = jnp.int32(~finite)
     return TrainState(done, trainable, state.frozen, moments), metrics
 
-  return jax.jit(step, donate_argnums=0, out_shardings=(layout.shardings, None))
+  return jax.jit(
+    placed_step, donate_argnums=0, out_shardings=(layout.shardings, None)
+  )
 
 
 def accumulate(
@@ -223,7 +267,13 @@ def loss(
   """(total, terms) of one micro-batch; dropout only with a key."""
   model = nnx.merge(graphdef, trainable, frozen)
   prediction = model(batch, dropout_key=key)
-  return losses.losses(prediction, batch, config)
+  text = cross_entropy.text_loss(
+    prediction.states_BTD,
+    model.language.head.kernel[...],
+    batch["labels_BT"],
+    vocabulary=model.config.language.vocabulary,
+  )
+  return losses.losses(prediction, text, batch, config)
 
 
 def _init(
@@ -233,7 +283,8 @@ def _init(
   seed: int,
 ) -> TrainState:
   model = rcmed.RCMed(model_config, rngs=nnx.Rngs(seed))
-  _, trainable, frozen = _split(model, optimizer_config)
+  _, *parts = _split(model, optimizer_config)
+  trainable, frozen = map(rules.padded, parts)
   # Constants that are no parameters (position tables) keep their precision.
   params, constants = nnx.split_state(frozen, nnx.Param, ...)
   dtype = jnp.dtype(optimizer_config.frozen_dtype)

@@ -134,7 +134,7 @@ def test_no_strength_changes_nothing(model, batch):
     pixel_strength_B=nothing, token_strength_B=nothing, logit_strength_B=nothing
   )
   plain, adapted = _run(model, batch, None), _run(model, batch, given)
-  for name in ("logits_BTV", "masks_KBGYX", "quality_BG"):
+  for name in ("states_BTD", "masks_KBGYX", "quality_BG"):
     np.testing.assert_allclose(
       getattr(adapted, name), getattr(plain, name), rtol=1e-4, atol=1e-4
     )

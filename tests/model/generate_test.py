@@ -90,7 +90,7 @@ def _forced(model: RCMed, answer: Generation, seg_id: int):
     "seg_BG": seg_BG,
     "valid_BG": np.asarray(answer.seg_valid_BG),
   }
-  return jax.jit(lambda model, batch: model(batch))(model, batch)
+  return parts.say(model, batch)
 
 
 @pytest.mark.parametrize("attention", ["causal", "prefix"])

@@ -1,9 +1,11 @@
 """The language model: vectors, causality, cache, rotary positions."""
 
 import dataclasses
+import re
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import print_saved_residuals
 import jax.numpy as jnp
 import numpy as np
 import parts
@@ -11,7 +13,7 @@ import pytest
 import released
 import toy
 
-from rcmed_jax.model import language
+from rcmed_jax.model import language, layers
 from rcmed_jax.model.config import ModelConfig
 from rcmed_jax.model.language import Language
 
@@ -147,12 +149,41 @@ def test_rematerialization_keeps_gradients():
   def gradients(model):
     return (model(_states(), dropout_key=jax.random.key(0)) ** 2).sum()
 
-  ours, reference = (
+  reference, *others = (
     jax.tree.leaves(gradients(_build(dataclasses.replace(config, remat=remat))))
-    for remat in (True, False)
+    for remat in ("none", *layers.REMAT)
   )
-  for leaf, reference_leaf in zip(ours, reference, strict=True):
-    np.testing.assert_allclose(leaf, reference_leaf, atol=1e-5)
+  for ours in others:
+    for leaf, reference_leaf in zip(ours, reference, strict=True):
+      np.testing.assert_allclose(leaf, reference_leaf, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("remat", "widths"),
+  [
+    ("full", 1),  # the layer's input
+    ("attention", 2),  # and what attention gives
+    # Input, q, k, v and what attention gives; gate and up, each 2 D wide here.
+    # What the outputs of o and down are needed for is a sum alone.
+    ("dots", 5 + 4),
+  ],
+)
+def test_each_policy_keeps_what_it_says(remat, widths, capsys):
+  config = dataclasses.replace(toy.model_config(), remat=remat)
+  graph, state = nnx.split(_build(config))
+  states_BSD = _states()
+  print_saved_residuals(
+    lambda state: nnx.merge(graph, state)(states_BSD).sum(), state
+  )
+  # Kept for every layer: [depth, batch, length, ...].
+  stacked = f"{config.language.depth},2,9,"
+  kept = [
+    np.prod([int(size) for size in shape.split(",")])
+    for shape in re.findall(r"^\w+\[([\d,]+)\]", capsys.readouterr().out, re.M)
+    if shape.startswith(stacked)
+  ]
+  one = config.language.depth * states_BSD.size
+  assert sum(size // one for size in kept) == widths
 
 
 def test_dropout_draws_from_its_key():

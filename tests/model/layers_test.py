@@ -115,3 +115,28 @@ def test_stack_names_its_axis_and_differs_by_layer():
   for kernel in np.float64(stacked.kernel[...]):
     expected = expected @ kernel
   np.testing.assert_allclose(scanned, expected, rtol=1e-5)
+
+
+def test_the_gradient_of_a_weight_is_not_rounded_to_the_product_s_dtype():
+  rng = np.random.default_rng(0)
+  values, kernel, slope = (
+    jnp.asarray(rng.normal(size=size), jnp.float32)
+    for size in ((3, 5, 4), (4, 2, 6), (3, 5, 2, 6))
+  )
+
+  def total(values, kernel):
+    result = layers.product(values, kernel, jnp.bfloat16)
+    assert result.dtype == jnp.bfloat16
+    return jnp.sum(result * slope.astype(jnp.bfloat16))
+
+  d_values, d_kernel = jax.grad(total, argnums=(0, 1))(values, kernel)
+  # What the product reads is rounded; what comes out for the kernel is not.
+  values, kernel, slope = (
+    np.float64(array.astype(jnp.bfloat16)) for array in (values, kernel, slope)
+  )
+  np.testing.assert_allclose(
+    d_kernel, np.einsum("BTI,BTNO->INO", values, slope), rtol=1e-5, atol=1e-5
+  )
+  np.testing.assert_allclose(
+    d_values, np.einsum("BTNO,INO->BTI", slope, kernel), rtol=1e-2, atol=1e-2
+  )

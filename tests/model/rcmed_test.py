@@ -17,16 +17,11 @@ from rcmed_jax.data.tokens import IGNORE_LABEL, IMAGE_TOKEN
 from rcmed_jax.model import layers, presets
 from rcmed_jax.model.config import ModelConfig
 from rcmed_jax.model.lora import Lora
-from rcmed_jax.model.rcmed import Prediction, RCMed
+from rcmed_jax.model.rcmed import RCMed
 
 
 def _build(config: ModelConfig) -> RCMed:
   return parts.at_random(lambda: RCMed(config, rngs=nnx.Rngs(0)))
-
-
-@jax.jit
-def _run(model: RCMed, batch, dropout_key=None) -> Prediction:
-  return model(batch, dropout_key=dropout_key)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +49,7 @@ def test_vectors_match_from_the_image_file_on(shared):
   batch = released.batch(shared)
 
   @jax.jit
-  def parts(model, batch):
+  def run(model, batch):
     visual_BED, pixels_BYXC = model.encode_image(
       batch["pixels_BIJC"], batch["extent_B2"]
     )
@@ -71,10 +66,10 @@ def test_vectors_match_from_the_image_file_on(shared):
       "seg_queries": model.query(
         jnp.take_along_axis(text_BTD, state_BG1, axis=1)
       ),
-      "prediction": model(batch),
+      "prediction": parts.say(model, batch),
     }
 
-  found = parts(model, batch)
+  found = run(model, batch)
   prediction = found.pop("prediction")
   found["low_res_masks"] = prediction.masks_KBGYX[-1]
   for name, array in found.items():
@@ -93,7 +88,8 @@ def test_vectors_losses_and_gradients_match(shared):
   @jax.jit
   def losses_and_gradients(state, batch):
     def loss(state):
-      losses = _release_losses(nnx.merge(graph, state)(batch), batch, case)
+      said = parts.say(nnx.merge(graph, state), batch)
+      losses = _release_losses(said, batch, case)
       weights = {"ce": 1.0, "dice": 2.0, "bce": 0.5, "boundary": 0.2}
       return sum(weights[name] * losses[name] for name in weights), losses
 
@@ -172,12 +168,12 @@ def test_placeholder_may_stand_anywhere(model):
   tokens_BT = np.array(toy.batch(2)["tokens_BT"])
   tokens_BT[1, toy.IMAGE_AT] = 3
   tokens_BT[1, 4] = IMAGE_TOKEN
-  both = _run(model, _batch(tokens_BT=tokens_BT))
+  both = parts.say(model, _batch(tokens_BT=tokens_BT))
   for row in range(2):
     alone = jax.tree.map(
       lambda array, row=row: array[row : row + 1], _batch(tokens_BT=tokens_BT)
     )
-    single = _run(model, alone)
+    single = parts.say(model, alone)
     _close(both.logits_BTV[row], single.logits_BTV[0])
     _close(both.masks_KBGYX[:, row], single.masks_KBGYX[:, 0])
 
@@ -213,7 +209,7 @@ def test_padding_of_the_text_changes_nothing(model):
       batch["labels_BT"], room, constant_values=IGNORE_LABEL
     ),
   }
-  short, long = _run(model, batch), _run(model, padded)
+  short, long = parts.say(model, batch), parts.say(model, padded)
   _close(long.logits_BTV[:, : toy.TOKENS], short.logits_BTV)
   _close(long.masks_KBGYX, short.masks_KBGYX)
 
@@ -224,8 +220,8 @@ def test_padding_of_the_picture_is_never_read(model):
   loud = batch["pixels_BIJC"].at[1, rows:].set(200)
   loud = loud.at[1, :, columns:].set(200)
   np.testing.assert_array_equal(
-    _run(model, {**batch, "pixels_BIJC": loud}).masks_KBGYX,
-    _run(model, batch).masks_KBGYX,
+    parts.say(model, {**batch, "pixels_BIJC": loud}).masks_KBGYX,
+    parts.say(model, batch).masks_KBGYX,
   )
 
 
@@ -253,7 +249,7 @@ def test_rows_of_other_lengths_and_targets_are_what_they_are_alone(model):
     "seg_BG": seg_BG,
     "valid_BG": valid_BG,
   }
-  together = _run(model, jax.tree.map(jnp.asarray, whole))
+  together = parts.say(model, jax.tree.map(jnp.asarray, whole))
   for row in (1, 2):  # row 0 is not padded
     length, _, places = rows[row]
     alone = {name: values[row : row + 1] for name, values in whole.items()}
@@ -262,7 +258,7 @@ def test_rows_of_other_lengths_and_targets_are_what_they_are_alone(model):
     targets = max(len(places), 1)
     for name in ("seg_BG", "valid_BG"):
       alone[name] = alone[name][:, :targets]
-    single = _run(model, jax.tree.map(jnp.asarray, alone))
+    single = parts.say(model, jax.tree.map(jnp.asarray, alone))
     _close(together.logits_BTV[row, :length], single.logits_BTV[0])
     if places:
       _close(together.masks_KBGYX[:, row, :targets], single.masks_KBGYX[:, 0])
@@ -277,9 +273,9 @@ def test_batch_without_any_target_trains_on_text_alone(model):
   @jax.jit
   @jax.grad
   def gradients(model):
-    prediction = model(batch)
-    masks = prediction.masks_KBGYX * batch["valid_BG"][None, ..., None, None]
-    return masks.sum() + (prediction.logits_BTV**2).mean()
+    said = parts.say(model, batch)
+    masks = said.masks_KBGYX * batch["valid_BG"][None, ..., None, None]
+    return masks.sum() + (said.logits_BTV**2).mean()
 
   for path, gradient in nnx.to_flat_state(nnx.state(gradients(model))):
     assert np.all(np.isfinite(gradient[...])), path
@@ -313,11 +309,11 @@ def test_prefix_lets_the_picture_read_the_question_but_not_the_answer(model):
   def logits_after(model, index):
     """Logits once the token at `index` is another one."""
     tokens_BT = batch["tokens_BT"].at[:, index].add(1)
-    return _run(model, {**batch, "tokens_BT": tokens_BT}).logits_BTV
+    return parts.say(model, {**batch, "tokens_BT": tokens_BT}).logits_BTV
 
   before = {
-    "prefix": _run(free, batch).logits_BTV,
-    "causal": _run(model, batch).logits_BTV,
+    "prefix": parts.say(free, batch).logits_BTV,
+    "causal": parts.say(model, batch).logits_BTV,
   }
   question, answer = toy.ANSWER_AT - 1, toy.ANSWER_AT
   # Token 1 is predicted by a state before the picture.
@@ -353,7 +349,7 @@ def test_switches_cut_either_half(model):
 def test_dropout_draws_from_its_key():
   model = _build(toy.model_config(lora_rank=2, dropout=0.3))
   first, again, other = (
-    _run(model, _batch(), jax.random.key(seed)) for seed in (0, 0, 1)
+    parts.say(model, _batch(), jax.random.key(seed)) for seed in (0, 0, 1)
   )
   np.testing.assert_array_equal(first.masks_KBGYX, again.masks_KBGYX)
   for name in ("masks_KBGYX", "logits_BTV"):
@@ -362,7 +358,7 @@ def test_dropout_draws_from_its_key():
 
 def test_bfloat16_arithmetic_gives_float32_results(model):
   half = _build(toy.model_config(correlation_steps=1, dtype="bfloat16"))
-  exact, rounded = _run(model, _batch()), _run(half, _batch())
+  exact, rounded = parts.say(model, _batch()), parts.say(half, _batch())
   for ours, reference in zip(
     jax.tree.leaves(rounded), jax.tree.leaves(exact), strict=True
   ):

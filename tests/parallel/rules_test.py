@@ -2,6 +2,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+import numpy as np
 import pytest
 import toy
 
@@ -47,12 +48,61 @@ def test_a_mesh_axis_is_used_once(mesh):
 
 
 def test_what_does_not_divide_stays_whole_and_is_told(mesh):
-  found, whole = spec((32007, 4), (axes.VOCAB, axes.EMBED), mesh)
+  found, whole = spec((33, 4), (axes.HEADS, axes.EMBED), mesh)
   assert found == PartitionSpec(None, "fsdp")
   assert whole == (
-    "layer.kernel: axis 0 (vocab, 32007) does not divide by tensor = 2 and "
+    "layer.kernel: axis 0 (heads, 33) does not divide by tensor = 2 and "
     "is replicated.",
   )
+
+
+def test_a_vocabulary_is_filled_up_and_cut(mesh):
+  found, whole = spec((32007, 4), (axes.VOCAB, axes.EMBED), mesh)
+  assert found == PartitionSpec(("tensor",), ("fsdp",))
+  assert not whole
+  shape = jax.eval_shape(
+    rules.padded, state((32007, 4), (axes.VOCAB, axes.EMBED))
+  )["layer"]["kernel"].shape
+  assert shape == (32128, 4)
+
+
+def test_filling_up_adds_zeros_and_takes_them_away_again():
+  values = jnp.arange(6.0).reshape(2, 3)
+  held = rules.resized(values, (4, 3))
+  np.testing.assert_array_equal(held[:2], values)
+  assert not np.any(held[2:])
+  np.testing.assert_array_equal(rules.resized(held, (2, 3)), values)
+
+
+def test_some_mesh_axes_may_be_left_out(mesh):
+  shardings, _ = rules.param_shardings(
+    state((4, 6), (axes.EMBED, axes.MLP)), mesh, whole_over=frozenset({"fsdp"})
+  )
+  assert shardings["layer"]["kernel"].spec == PartitionSpec(None, ("tensor",))
+
+
+def test_activations_lie_by_the_same_table(mesh):
+  values = jnp.zeros((8, 3, 4))
+  names = (axes.BATCH, axes.LENGTH, axes.MLP)
+
+  def shards(rows):
+    placed = jax.jit(lambda a: rules.constrain(a, *names))(values[:rows])
+    return {shard.data.shape for shard in placed.addressable_shards}
+
+  assert shards(8) == {(8, 3, 4)}  # no mesh in scope: nothing is said
+  with jax.set_mesh(mesh):
+    assert shards(8) == {(2, 3, 2)}
+    assert shards(3) == {(3, 3, 2)}  # no batch of four parts
+
+
+def test_an_activation_must_be_named_whole_and_rightly(mesh):
+  with pytest.raises(ValueError, match="has 2 axes, but the names are"):
+    rules.constrain(jnp.zeros((2, 3)), axes.BATCH)
+  with (
+    jax.set_mesh(mesh),
+    pytest.raises(ValueError, match="'colour' is unknown"),
+  ):
+    rules.constrain(jnp.zeros((2, 3)), axes.BATCH, "colour")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ CONFIG = configs.ModelConfig(
   language=configs.LanguageConfig(
     vocabulary=71, width=32, depth=1, heads=4, hidden=56
   ),
-  remat=False,
+  remat="none",
 )
 
 

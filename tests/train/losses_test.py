@@ -191,21 +191,20 @@ def test_inside_counts_pixels_with_their_centre_before_the_padding():
   assert inside[1].sum() == 0
 
 
+TEXT = jnp.float32(1.5)  # of an answer, whichever it was
+
+
 @pytest.fixture(scope="module")
 def predicted(masks):
   logits, target = masks
-  rng = np.random.default_rng(1)
-  labels = rng.integers(0, 7, (2, 5))
-  labels[0, :4] = IGNORE_LABEL
   prediction = Prediction(
-    logits_BTV=jnp.asarray(rng.normal(size=(2, 5, 7)), jnp.float32),
+    states_BTD=jnp.zeros((2, 5, 1)),
     masks_KBGYX=jnp.stack([logits + 1.0, logits]),
     quality_BG=jnp.zeros((2, 3)),
   )
   batch = {
     "pixels_BIJC": np.zeros((2, 48, 48, 3), np.uint8),
     "extent_B2": np.array([[48, 48], [32, 48]]),
-    "labels_BT": labels,
     "masks_BGIJ": np.pad(target, [(0, 0), (0, 0), (0, 0), (0, 4)]),
     "valid_BG": np.ones((2, 3), bool),
   }
@@ -217,7 +216,7 @@ def test_total_is_the_weighted_sum(predicted):
   config = losses.LossConfig(
     text=3.0, dice=5.0, bce=7.0, boundary=11.0, deep_supervision=0.0
   )
-  total, terms = losses.losses(prediction, batch, config)
+  total, terms = losses.losses(prediction, TEXT, batch, config)
   wanted = sum(
     weight * terms[name]
     for name, weight in zip(
@@ -231,41 +230,42 @@ def test_total_is_the_weighted_sum(predicted):
 def test_quality_joins_the_total_where_it_is_asked_for(predicted):
   prediction, batch = predicted
   without = losses.LossConfig(deep_supervision=0.0)
-  total, _ = losses.losses(prediction, batch, without)
+  total, _ = losses.losses(prediction, TEXT, batch, without)
   config = losses.LossConfig(quality=13.0, deep_supervision=0.0)
-  more, terms = losses.losses(prediction, batch, config)
+  more, terms = losses.losses(prediction, TEXT, batch, config)
   assert terms["quality"] > 0
   np.testing.assert_allclose(more - total, 13 * terms["quality"], rtol=1e-5)
 
 
-def test_text_is_averaged_over_all_labelled_tokens(predicted):
-  prediction, batch = predicted
-  labels = batch["labels_BT"]
-  logits = np.asarray(prediction.logits_BTV, np.float64)
+def test_text_is_averaged_over_all_labelled_tokens():
+  rng = np.random.default_rng(1)
+  labels = rng.integers(0, 7, (2, 5))
+  labels[0, :4] = IGNORE_LABEL
+  logits = rng.normal(size=(2, 5, 7))
   rows, columns = np.nonzero(labels != IGNORE_LABEL)
   picked = logits[rows, columns]
   wanted = special.logsumexp(picked, axis=1) - np.take_along_axis(
     picked, labels[rows, columns][:, None], 1
   ).squeeze(1)
   assert len(wanted) == 6
-  text = losses.text_loss(prediction.logits_BTV, labels)
+  text = losses.text_loss(jnp.float32(logits), labels)
   np.testing.assert_allclose(text, wanted.mean(), rtol=1e-6)
   nothing = np.full_like(labels, IGNORE_LABEL)
-  assert losses.text_loss(prediction.logits_BTV, nothing) == 0
+  assert losses.text_loss(jnp.float32(logits), nothing) == 0
 
 
 def test_earlier_steps_add_their_weighted_masks(predicted):
   prediction, batch = predicted
   without = losses.LossConfig(deep_supervision=0.0)
-  total, _ = losses.losses(prediction, batch, without)
+  total, _ = losses.losses(prediction, TEXT, batch, without)
   first = Prediction(
-    prediction.logits_BTV,
+    prediction.states_BTD,
     prediction.masks_KBGYX[:1],
     prediction.quality_BG,
   )
-  alone, terms = losses.losses(first, batch, without)
+  alone, terms = losses.losses(first, TEXT, batch, without)
   both, _ = losses.losses(
-    prediction, batch, losses.LossConfig(deep_supervision=0.25)
+    prediction, TEXT, batch, losses.LossConfig(deep_supervision=0.25)
   )
   np.testing.assert_allclose(
     both - total, 0.25 * (alone - terms["text"]), rtol=1e-5
