@@ -3,7 +3,6 @@
 What `correlation_kernels_gpu` takes and gives, padded and cut.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 
 from rcmed_jax.kernels import correlation_kernels_gpu as kernels
 from rcmed_jax.kernels import hopper
-from rcmed_jax.kernels.correlation_kernels_gpu import Plan, Side
+from rcmed_jax.kernels.correlation_kernels_gpu import GradientSide, Plan, Side
 from rcmed_jax.kernels.hopper import LOG2E
 
 
@@ -167,7 +166,7 @@ def _side(
 
 def _with_gradient(
   side: Side, out_BSC: jax.Array, lse_BNS: jax.Array, d_BSC: jax.Array
-) -> Side:
+) -> GradientSide:
   """A side with what backward needs."""
   batch, length, channels = out_BSC.shape
   heads = lse_BNS.shape[1]
@@ -178,7 +177,7 @@ def _with_gradient(
     -1,
   )
   tail = ((0, 0), (0, 0), (0, side.length - length))
-  stats_BNKS = jnp.stack(
+  stats_BN3S = jnp.stack(
     [
       jnp.broadcast_to(
         side.bias_BS[:, None] * LOG2E, (batch, heads, side.length)
@@ -188,8 +187,12 @@ def _with_gradient(
     ],
     axis=2,
   )
-  return dataclasses.replace(
-    side, d_BSC=_pad(d_BSC, heads), stats_BNKS=stats_BNKS
+  return GradientSide(
+    x_BSC=side.x_BSC,
+    v_BSC=side.v_BSC,
+    bias_BS=side.bias_BS,
+    d_BSC=_pad(d_BSC, heads),
+    stats_BN3S=stats_BN3S,
   )
 
 

@@ -67,20 +67,28 @@ class Side:
     x_BSC: queries or keys.
     v_BSC: what the other side reads.
     bias_BS: float32, natural units, of the other side's softmax.
-    d_BSC: gradient of what this side read; backward only.
-    stats_BNKS: bias, logsumexp, delta, the first two in powers of two;
-      backward only.
   """
 
   x_BSC: jax.Array
   v_BSC: jax.Array
   bias_BS: jax.Array
-  d_BSC: jax.Array | None = None
-  stats_BNKS: jax.Array | None = None
 
   @property
   def length(self) -> int:
     return self.x_BSC.shape[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientSide(Side):
+  """A side with what backward needs.
+
+  Attributes:
+    d_BSC: gradient of what this side read.
+    stats_BN3S: bias, logsumexp and delta, the first two in powers of two.
+  """
+
+  d_BSC: jax.Array
+  stats_BN3S: jax.Array
 
 
 def forward(plan: Plan, near: Side, far: Side) -> tuple[jax.Array, ...]:
@@ -95,7 +103,11 @@ def forward(plan: Plan, near: Side, far: Side) -> tuple[jax.Array, ...]:
       jax.ShapeDtypeStruct((batch, plan.heads, plan.near), jnp.float32),
     ),
     dict(
-      x=plgpu.SMEM((*tiles, plan.width), near.x_BSC.dtype),
+      x=plgpu.SMEM(
+        (*tiles, plan.width),
+        near.x_BSC.dtype,
+        transforms=hopper.swizzled(plan.width),
+      ),
       lse=plgpu.SMEM(tiles, jnp.float32),
       barrier=plgpu.Barrier(num_barriers=WARPGROUPS),
     ),
@@ -133,11 +145,12 @@ def _forward(plan: Plan, *refs: Any) -> None:
       ]
     )
 
-  matrix = ((FORWARD_FAR, plan.width), 0)
+  layout = hopper.swizzled(plan.width)
+  matrix = ((FORWARD_FAR, plan.width), 0, layout)
   hopper.stream(
     functools.partial(_forward_step, plan, smem, group),
     around,
-    [matrix, matrix, ((FORWARD_FAR,), 0)],
+    [matrix, matrix, ((FORWARD_FAR,), 0, ())],
     plan.far // FORWARD_FAR,
   )(
     x_far.at[batch, :, channels],
@@ -165,10 +178,16 @@ def _forward_step(
   return out_PH, most_P, total_P
 
 
-def backward(plan: Plan, near: Side, far: Side) -> tuple[jax.Array, ...]:
+def backward(
+  plan: Plan, near: GradientSide, far: GradientSide
+) -> tuple[jax.Array, ...]:
   """(dx, dv, dbias [B, N, P]) of the near side."""
   batch = near.x_BSC.shape[0]
-  matrix = (WARPGROUPS, TILE, plan.width)
+  matrix = functools.partial(
+    plgpu.SMEM,
+    (WARPGROUPS, TILE, plan.width),
+    transforms=hopper.swizzled(plan.width),
+  )
   return hopper.launch(
     functools.partial(_backward, plan),
     batch * plan.heads * plan.blocks,
@@ -178,14 +197,14 @@ def backward(plan: Plan, near: Side, far: Side) -> tuple[jax.Array, ...]:
       jax.ShapeDtypeStruct((batch, plan.heads, plan.near), jnp.float32),
     ),
     dict(
-      x=plgpu.SMEM(matrix, near.x_BSC.dtype),
-      v=plgpu.SMEM(matrix, near.v_BSC.dtype),
-      d=plgpu.SMEM(matrix, near.v_BSC.dtype),
+      x=matrix(near.x_BSC.dtype),
+      v=matrix(near.v_BSC.dtype),
+      d=matrix(near.v_BSC.dtype),
       stats=plgpu.SMEM((WARPGROUPS, STATISTICS, TILE), jnp.float32),
       barrier=plgpu.Barrier(num_barriers=4 * WARPGROUPS),
     ),
-    *(near.x_BSC, near.v_BSC, near.d_BSC, near.stats_BNKS),
-    *(far.x_BSC, far.v_BSC, far.d_BSC, far.stats_BNKS),
+    *(near.x_BSC, near.v_BSC, near.d_BSC, near.stats_BN3S),
+    *(far.x_BSC, far.v_BSC, far.d_BSC, far.stats_BN3S),
     name="correlation_backward",
     interpret=plan.interpret,
   )
@@ -226,11 +245,11 @@ def _backward(plan: Plan, *refs: Any) -> None:
       ]
     )
 
-  matrix = ((TILE, plan.width), 0)
+  matrix = ((TILE, plan.width), 0, hopper.swizzled(plan.width))
   hopper.stream(
     functools.partial(_backward_step, plan, smem, group),
     around,
-    [matrix, matrix, matrix, ((STATISTICS, TILE), 1)],
+    [matrix, matrix, matrix, ((STATISTICS, TILE), 1, ())],
     plan.far // TILE,
   )(
     x_far.at[batch, :, channels],

@@ -69,7 +69,9 @@ def products(
       plgpu.wgmma(total, a, plgpu.transpose_ref(b, (1, 0)))
     return [total[...] for total in sums]
 
-  return pl.run_scoped(run, *[plgpu.ACC(shape, jnp.float32)] * len(pairs))
+  return pl.run_scoped(
+    run, *[plgpu.WGMMAAccumulatorRef(shape, jnp.float32)] * len(pairs)
+  )
 
 
 def add_products(
@@ -100,8 +102,20 @@ def add_products(
         turned = plgpu.transpose_ref(a, (1, 0)) if transposed else a
         plgpu.wgmma(total, turned, b)
 
-  initial = tuple(plgpu.ACC.init(total) for total in totals)
+  initial: Any = tuple(map(plgpu.WGMMAAccumulatorRef.init, totals))
   return tuple(pl.run_state(run)(initial))
+
+
+def swizzled(columns: int) -> tuple[Any, ...]:
+  """How a 16-bit matrix lies in shared memory for the tensor core.
+
+  In tiles of 8 rows, as wide as a swizzle whose width divides the columns.
+  """
+  size = plgpu.find_swizzle(16 * columns)
+  return (
+    plgpu.TilingTransform((8, size // 2)),
+    plgpu.SwizzleTransform(size),
+  )
 
 
 def along_rows(values: jax.Array, shape: tuple[int, int]) -> jax.Array:
@@ -145,7 +159,7 @@ def store(pairs: Sequence[tuple[Any, Any]]) -> None:
 def stream(
   step: Callable[..., Any],
   around: Callable[..., None],
-  blocks: Sequence[tuple[tuple[int, ...], int]],
+  blocks: Sequence[tuple[tuple[int, ...], int, tuple[Any, ...]]],
   steps: int,
 ) -> Callable[..., None]:
   """Runs `step` over tiles that arrive while earlier ones are worked on.
@@ -153,17 +167,20 @@ def stream(
   Args:
     step: takes the tiles of this step, then what the last step returned.
     around: takes the pipeline, calls it with the first carry, gets the last.
-    blocks: for each streamed array, the shape of its tile and the axis that
-      advances.
+    blocks: for each streamed array, the shape of its tile, the axis that
+      advances, and `swizzled(...)` of a matrix.
     steps: number of tiles.
   """
 
-  def spec(shape: tuple[int, ...], axis: int) -> pl.BlockSpec:
+  def spec(
+    shape: tuple[int, ...], axis: int, layout: tuple[Any, ...]
+  ) -> pl.BlockSpec:
     return plgpu.BlockSpec(
       shape,
       lambda index: tuple(
         index if place == axis else 0 for place in range(len(shape))
       ),
+      transforms=layout,
     )
 
   return plgpu.emit_pipeline_warp_specialized(

@@ -14,8 +14,8 @@ from rcmed_jax.kernels.hopper import LOG2E
 from rcmed_jax.kernels.relpos_kernels_gpu import COLUMNS, Plan
 
 # d rel_h of a block's queries waits in shared memory, a row of it for each key
-# row: 64 kB of the 227, beside heads of width 128.
-MAX_ROWS = 128
+# row: 48 kB of the 227, beside heads of width 128.
+MAX_ROWS = 96
 
 
 def refusal(
@@ -64,10 +64,14 @@ def forward(
   """
   grid = (rel_h_MPY.shape[-1], rel_w_MPX.shape[-1])
   plan = _plan(q_MPH, grid, scale, interpret)
-  matrices = [_pad(array, grid, plan, plan.width) for array in (q_MPH, k_MPH)]
-  matrices.append(_pad(v_MPH, grid, plan, plan.width))
+  rel_h_MYP, rel_w_MPX = _biases(rel_h_MPY, rel_w_MPX, plan)
   o_MPH, lse_MP = kernels.forward(
-    plan, *matrices, *_biases(rel_h_MPY, rel_w_MPX, plan)
+    plan,
+    _pad(q_MPH, grid, plan, plan.width),
+    _pad(k_MPH, grid, plan, plan.width),
+    _pad(v_MPH, grid, plan, plan.width),
+    rel_h_MYP,
+    rel_w_MPX,
   )
   o_MPH = _cut(o_MPH, grid, plan)[..., : v_MPH.shape[-1]]
   return o_MPH, _cut(lse_MP[..., None], grid, plan)[..., 0] / LOG2E
@@ -101,17 +105,19 @@ def backward(
   delta_MP1 = jnp.sum(
     o_MPH.astype(jnp.float32) * do_MPH.astype(jnp.float32), -1, keepdims=True
   )
-  rest = (
-    *(
-      _pad(array, grid, plan, plan.width)
-      for array in (q_MPH, k_MPH, v_MPH, do_MPH)
-    ),
-    *_biases(rel_h_MPY, rel_w_MPX, plan),
-    _pad(lse_MP[..., None] * LOG2E, grid, plan, 1)[..., 0],
-    _pad(delta_MP1, grid, plan, 1)[..., 0],
+  rel_h_MYP, rel_w_MPX = _biases(rel_h_MPY, rel_w_MPX, plan)
+  problem = kernels.Gradient(
+    q_MPH=_pad(q_MPH, grid, plan, plan.width),
+    k_MPH=_pad(k_MPH, grid, plan, plan.width),
+    v_MPH=_pad(v_MPH, grid, plan, plan.width),
+    do_MPH=_pad(do_MPH, grid, plan, plan.width),
+    rel_h_MYP=rel_h_MYP,
+    rel_w_MPX=rel_w_MPX,
+    lse_MP=_pad(lse_MP[..., None] * LOG2E, grid, plan, 1)[..., 0],
+    delta_MP=_pad(delta_MP1, grid, plan, 1)[..., 0],
   )
-  dq_MPH, drel_h_MYP, drel_w_MPX = kernels.backward_queries(plan, *rest)
-  dk_MPH, dv_MPH = kernels.backward_keys(plan, *rest)
+  dq_MPH, drel_h_MYP, drel_w_MPX = kernels.backward_queries(plan, problem)
+  dk_MPH, dv_MPH = kernels.backward_keys(plan, problem)
   width = q_MPH.shape[-1]
   return (
     _cut(dq_MPH, grid, plan)[..., :width],

@@ -14,6 +14,7 @@ Source: FlashAttention-2, arXiv 2307.08691, and the op's own module.
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -26,8 +27,6 @@ from rcmed_jax.kernels.hopper import LOG2E, TILE, WARPGROUPS
 
 FORWARD_KEYS = 128  # keys of one step; more would spill registers
 COLUMNS = (16, 32, 64)  # widths of a padded key row
-# Probabilities are written one key row at a time: 16 columns of 16 bits.
-NARROW = (plgpu.TilingTransform((8, 16)), plgpu.SwizzleTransform(32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +58,48 @@ class Plan:
     """Blocks of one head."""
     return self.patches // hopper.BLOCK
 
+  @property
+  def layout(self) -> tuple[Any, ...]:
+    """Of all matrices in shared memory: how wide their swizzled tiles are.
+
+    Both a head and a key row are whole numbers of tiles, since products start
+    from single key rows.
+    """
+    return hopper.swizzled(math.gcd(self.width, self.columns))
+
+  def matrices(self, width: int, dtype: Any) -> Any:
+    """Shared memory for a matrix of `TILE` rows for each warpgroup."""
+    return plgpu.SMEM((WARPGROUPS, TILE, width), dtype, transforms=self.layout)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradient:
+  """What both backward kernels take, padded.
+
+  Attributes:
+    q_MPH, k_MPH, v_MPH: bfloat16 matrices.
+    do_MPH: gradient of o, bfloat16.
+    rel_h_MYP: float32 in powers of two, queries last.
+    rel_w_MPX: float32 in powers of two.
+    lse_MP: float32 logsumexp in powers of two.
+    delta_MP: float32 sum of do o.
+  """
+
+  q_MPH: jax.Array
+  k_MPH: jax.Array
+  v_MPH: jax.Array
+  do_MPH: jax.Array
+  rel_h_MYP: jax.Array
+  rel_w_MPX: jax.Array
+  lse_MP: jax.Array
+  delta_MP: jax.Array
+
+  @property
+  def arrays(self) -> tuple[jax.Array, ...]:
+    return tuple(
+      getattr(self, field.name) for field in dataclasses.fields(self)
+    )
+
 
 def forward(
   plan: Plan,
@@ -78,7 +119,7 @@ def forward(
       jax.ShapeDtypeStruct(q_MPH.shape[:2], jnp.float32),
     ),
     dict(
-      q=plgpu.SMEM((*tiles, plan.width), q_MPH.dtype),
+      q=plan.matrices(plan.width, q_MPH.dtype),
       rel_w=plgpu.SMEM((*tiles, plan.columns), jnp.float32),
       lse=plgpu.SMEM(tiles, jnp.float32),
       barrier=plgpu.Barrier(num_barriers=2 * WARPGROUPS),
@@ -127,7 +168,7 @@ def _forward(plan: Plan, *refs: Any) -> None:
   hopper.stream(
     functools.partial(_forward_step, plan, smem, group),
     around,
-    [(keys, 0), (keys, 0), (rows, 0)],
+    [(keys, 0, plan.layout), (keys, 0, plan.layout), (rows, 0, ())],
     plan.patches // FORWARD_KEYS,
   )(
     k.at[head],
@@ -168,37 +209,27 @@ def _forward_step(
   return o_PH, most_P, total_P
 
 
-def backward_queries(
-  plan: Plan,
-  q_MPH: jax.Array,
-  k_MPH: jax.Array,
-  v_MPH: jax.Array,
-  do_MPH: jax.Array,
-  rel_h_MYP: jax.Array,
-  rel_w_MPX: jax.Array,
-  lse_MP: jax.Array,
-  delta_MP: jax.Array,
-) -> tuple[jax.Array, ...]:
+def backward_queries(plan: Plan, given: Gradient) -> tuple[jax.Array, ...]:
   """(dq, d rel_h [M, Y', P'], d rel_w) of padded arrays."""
   tiles = (WARPGROUPS, TILE)
   return hopper.launch(
     functools.partial(_queries, plan),
     plan.heads * plan.blocks,
     (
-      jax.ShapeDtypeStruct(q_MPH.shape, q_MPH.dtype),
-      jax.ShapeDtypeStruct(rel_h_MYP.shape, jnp.float32),
-      jax.ShapeDtypeStruct(rel_w_MPX.shape, jnp.float32),
+      jax.ShapeDtypeStruct(given.q_MPH.shape, given.q_MPH.dtype),
+      jax.ShapeDtypeStruct(given.rel_h_MYP.shape, jnp.float32),
+      jax.ShapeDtypeStruct(given.rel_w_MPX.shape, jnp.float32),
     ),
     dict(
-      q=plgpu.SMEM((*tiles, plan.width), q_MPH.dtype),
-      do=plgpu.SMEM((*tiles, plan.width), do_MPH.dtype),
+      q=plan.matrices(plan.width, given.q_MPH.dtype),
+      do=plan.matrices(plan.width, given.do_MPH.dtype),
       rel_w=plgpu.SMEM((*tiles, plan.columns), jnp.float32),
       drel_h=plgpu.SMEM((WARPGROUPS, plan.rows, TILE), jnp.float32),
       lse=plgpu.SMEM(tiles, jnp.float32),
       delta=plgpu.SMEM(tiles, jnp.float32),
       barrier=plgpu.Barrier(num_barriers=5 * WARPGROUPS),
     ),
-    *(q_MPH, k_MPH, v_MPH, do_MPH, rel_h_MYP, rel_w_MPX, lse_MP, delta_MP),
+    *given.arrays,
     name="relpos_backward_queries",
     interpret=plan.interpret,
   )
@@ -245,7 +276,7 @@ def _queries(plan: Plan, *refs: Any) -> None:
   hopper.stream(
     functools.partial(_queries_step, plan, smem, group),
     around,
-    [(keys, 0), (keys, 0), (rows, 0)],
+    [(keys, 0, plan.layout), (keys, 0, plan.layout), (rows, 0, ())],
     plan.patches // TILE,
   )(
     k.at[head],
@@ -280,34 +311,23 @@ def _queries_step(
   return dq_PH, drel_w_PX, first + len(parts)
 
 
-def backward_keys(
-  plan: Plan,
-  q_MPH: jax.Array,
-  k_MPH: jax.Array,
-  v_MPH: jax.Array,
-  do_MPH: jax.Array,
-  rel_h_MYP: jax.Array,
-  rel_w_MPX: jax.Array,
-  lse_MP: jax.Array,
-  delta_MP: jax.Array,
-) -> tuple[jax.Array, ...]:
+def backward_keys(plan: Plan, given: Gradient) -> tuple[jax.Array, ...]:
   """(dk, dv) of padded arrays."""
-  tiles = (WARPGROUPS, TILE)
   return hopper.launch(
     functools.partial(_keys, plan),
     plan.heads * plan.blocks,
     (
-      jax.ShapeDtypeStruct(k_MPH.shape, k_MPH.dtype),
-      jax.ShapeDtypeStruct(v_MPH.shape, v_MPH.dtype),
+      jax.ShapeDtypeStruct(given.k_MPH.shape, given.k_MPH.dtype),
+      jax.ShapeDtypeStruct(given.v_MPH.shape, given.v_MPH.dtype),
     ),
     dict(
-      k=plgpu.SMEM((*tiles, plan.width), k_MPH.dtype),
-      v=plgpu.SMEM((*tiles, plan.width), v_MPH.dtype),
-      weight=plgpu.SMEM((*tiles, TILE), do_MPH.dtype, transforms=NARROW),
-      dscore=plgpu.SMEM((*tiles, TILE), q_MPH.dtype, transforms=NARROW),
+      k=plan.matrices(plan.width, given.k_MPH.dtype),
+      v=plan.matrices(plan.width, given.v_MPH.dtype),
+      weight=plan.matrices(TILE, given.do_MPH.dtype),
+      dscore=plan.matrices(TILE, given.q_MPH.dtype),
       barrier=plgpu.Barrier(num_barriers=2 * WARPGROUPS),
     ),
-    *(q_MPH, k_MPH, v_MPH, do_MPH, rel_h_MYP, rel_w_MPX, lse_MP, delta_MP),
+    *given.arrays,
     name="relpos_backward_keys",
     interpret=plan.interpret,
   )
@@ -345,12 +365,12 @@ def _keys(plan: Plan, *refs: Any) -> None:
     functools.partial(_keys_step, plan, smem, group),
     around,
     [
-      ((TILE, plan.width), 0),
-      ((TILE, plan.width), 0),
-      ((rows, TILE), 1),
-      ((TILE, plan.columns), 0),
-      ((TILE,), 0),
-      ((TILE,), 0),
+      ((TILE, plan.width), 0, plan.layout),
+      ((TILE, plan.width), 0, plan.layout),
+      ((rows, TILE), 1, ()),
+      ((TILE, plan.columns), 0, ()),
+      ((TILE,), 0, ()),
+      ((TILE,), 0, ()),
     ],
     plan.patches // TILE,
   )(

@@ -1,0 +1,27 @@
+"""Kernels for Hopper without one: JAX's interpreter, and lowering for CUDA."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import pytest
+
+
+def interpreter() -> Any:
+  """Parameters of the interpreter; skips where this JAX has none.
+
+  It runs every warpgroup as a thread, with shared memory, barriers and copies;
+  memory starts as NaN. Tensor cores are products by XLA.
+  """
+  reason = "this JAX has no interpreter for Mosaic GPU"
+  # A module of JAX's own: there is no public name yet.
+  params = pytest.importorskip(
+    "jax._src.pallas.mosaic_gpu.interpret.params", reason=reason
+  )
+  return params.InterpretGPUParams()
+
+
+def lowered(function: Callable[..., Any], *shapes: Any) -> str:
+  """The program of `function` for CUDA, which needs no GPU."""
+  traced = jax.jit(function).trace(*shapes)
+  return traced.lower(lowering_platforms=("cuda",)).as_text()

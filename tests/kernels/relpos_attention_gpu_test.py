@@ -1,0 +1,133 @@
+"""The Hopper kernels: interpreted against float64, lowered at full size."""
+
+import hopper
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcmed_jax.kernels import relpos_attention_gpu
+
+SCALE = 0.3
+KERNELS = {
+  "relpos_forward",
+  "relpos_backward_queries",
+  "relpos_backward_keys",
+}
+
+
+def _inputs(
+  heads: int, rows: int, columns: int, width: int
+) -> list[np.ndarray]:
+  """bfloat16 q, k, v, do, and float32 rel_h, rel_w."""
+  rng = np.random.default_rng(0)
+  shape = (heads, rows * columns)
+  matrices = [
+    np.asarray(rng.standard_normal((*shape, width)), jnp.bfloat16)
+    for _ in range(4)
+  ]
+  biases = [rng.standard_normal((*shape, size)) for size in (rows, columns)]
+  return matrices + [np.float32(bias) for bias in biases]
+
+
+def _formulas(q, k, v, do, rel_h, rel_w) -> dict[str, np.ndarray]:
+  """Results and gradients in float64, all pairs in memory."""
+  q, k, v, do, rel_h, rel_w = map(np.float64, (q, k, v, do, rel_h, rel_w))
+  heads, patches, rows = rel_h.shape
+  columns = rel_w.shape[-1]
+  bias = rel_h[..., :, None] + rel_w[..., None, :]
+  scores = SCALE * q @ k.transpose(0, 2, 1) + bias.reshape(heads, patches, -1)
+  lse = np.log(np.exp(scores).sum(-1))
+  weights = np.exp(scores - lse[..., None])
+  o = weights @ v
+  dweights = do @ v.transpose(0, 2, 1)
+  dscores = weights * (dweights - (do * o).sum(-1, keepdims=True))
+  by_row = dscores.reshape(heads, patches, rows, columns)
+  return {
+    "o": o,
+    "lse": lse,
+    "dq": SCALE * dscores @ k,
+    "dk": SCALE * dscores.transpose(0, 2, 1) @ q,
+    "dv": weights.transpose(0, 2, 1) @ do,
+    "drel_h": by_row.sum(3),
+    "drel_w": by_row.sum(2),
+  }
+
+
+def _run(q, k, v, do, rel_h, rel_w) -> dict[str, jax.Array]:
+  interpret = hopper.interpreter()
+  given = [jnp.asarray(array) for array in (q, k, v, rel_h, rel_w)]
+  o, lse = relpos_attention_gpu.forward(*given, SCALE, interpret)
+  gradients = relpos_attention_gpu.backward(
+    *given, o, lse, jnp.asarray(do), SCALE, interpret
+  )
+  names = ("dq", "dk", "dv", "drel_h", "drel_w")
+  return {"o": o, "lse": lse, **dict(zip(names, gradients, strict=True))}
+
+
+def _compare(inputs: list[np.ndarray]) -> None:
+  found, expected = _run(*inputs), _formulas(*inputs)
+  for name, formula in expected.items():
+    ours = np.asarray(found[name], np.float64)
+    assert ours.shape == formula.shape, name
+    error = np.linalg.norm(ours - formula) / np.linalg.norm(formula)
+    # lse knows no rounding of probabilities or results, only of exponentials.
+    assert error < (1e-5 if name == "lse" else 5e-3), name
+    if name not in ("lse", "drel_h", "drel_w"):
+      assert found[name].dtype == jnp.bfloat16, name
+
+
+def test_matches_the_formulas_on_a_ragged_grid():
+  # 7 x 14 becomes 8 x 16, and heads of 20 become 32 wide.
+  _compare(_inputs(1, 7, 14, 20))
+
+
+@pytest.mark.heavy  # a minute each: the interpreter compiles every block anew
+@pytest.mark.parametrize(
+  ("heads", "rows", "columns", "width"),
+  [(2, 14, 14, 80), (1, 6, 64, 80), (1, 8, 32, 64), (3, 3, 5, 64)],
+)
+def test_matches_the_formulas(heads, rows, columns, width):
+  _compare(_inputs(heads, rows, columns, width))
+
+
+@pytest.mark.parametrize(
+  ("side", "width"), [(64, 80), (14, 80), (14, 64), (32, 64)]
+)
+def test_lowers_for_cuda_without_all_pairs_in_memory(side, width):
+  patches = side * side
+  matrix = jax.ShapeDtypeStruct((32, patches, width), jnp.bfloat16)
+  rel = jax.ShapeDtypeStruct((32, patches, side), jnp.float32)
+  lse = jax.ShapeDtypeStruct((32, patches), jnp.float32)
+
+  def both(q, k, v, rel_h, rel_w, o, lse, do):
+    given = (q, k, v, rel_h, rel_w)
+    return (
+      relpos_attention_gpu.forward(*given, SCALE),
+      relpos_attention_gpu.backward(*given, o, lse, do, SCALE),
+    )
+
+  text = hopper.lowered(
+    both, matrix, matrix, matrix, rel, rel, matrix, lse, matrix
+  )
+  assert text.count("@mosaic_gpu") == len(KERNELS)
+  assert all(name in text for name in KERNELS)
+  assert f"{patches}x{patches}" not in text
+
+
+def test_refusals_name_their_reason(monkeypatch):
+  def refusal(width, dtype, grid) -> str:
+    matrix = jax.ShapeDtypeStruct((1, grid[0] * grid[1], width), dtype)
+    return str(relpos_attention_gpu.refusal(matrix, matrix, matrix, grid))
+
+  assert "Hopper GPU" in refusal(80, jnp.bfloat16, (64, 64))
+  monkeypatch.setattr(
+    relpos_attention_gpu.hopper.choice,
+    "device",
+    lambda: ("gpu", "NVIDIA H100 80GB HBM3"),
+  )
+  assert refusal(80, jnp.bfloat16, (64, 64)) == "None"
+  assert "bfloat16 operands, not float32" in refusal(80, jnp.float32, (8, 8))
+  assert "64 columns, not 72" in refusal(80, jnp.bfloat16, (64, 72))
+  assert "96 rows, not 128" in refusal(80, jnp.bfloat16, (128, 64))
+  assert "128 or less, not 160" in refusal(160, jnp.bfloat16, (64, 64))
