@@ -1,5 +1,6 @@
 import functools
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,12 @@ import optax
 import pytest
 import toy
 
+<<<<<<< HEAD
 from rcmed_jax.kernels import language_attention
+=======
+from rcmed_jax.model import config as model_configs
+from rcmed_jax.model import rcmed
+>>>>>>> scale
 from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.parallel import rules, topologies
 from rcmed_jax.train import losses
@@ -223,6 +229,30 @@ def test_moments_lie_where_their_parameters_lie(sharded):
   assert kernel.addressable_shards[0].data.size == kernel.size // 4
 
 
+def test_places_beyond_the_vocabulary_are_zero_and_stay(stepped):
+  before, after, _ = stepped
+  for state in (before, after):
+    language = state.trainable["language"]
+    assert language["embedding"].shape[0] == language["head"]["kernel"].shape[1]
+    assert language["embedding"].shape[0] == 128
+    for held in (
+      language["embedding"][toy.VOCABULARY :],
+      language["head"]["kernel"][:, toy.VOCABULARY :],
+    ):
+      assert not np.any(held)
+  model = nnx.eval_shape(lambda: rcmed.RCMed(MODEL, rngs=nnx.Rngs(0)))
+  graph, wanted = nnx.split(model)
+  held = nnx.state(nnx.merge(graph, after.trainable, after.frozen))
+  own = steps.unpadded(nnx.to_pure_dict(held), MODEL)
+  assert jax.tree.map(jnp.shape, own) == jax.tree.map(
+    jnp.shape, nnx.to_pure_dict(wanted)
+  )
+  np.testing.assert_array_equal(
+    own["language"]["embedding"],
+    after.trainable["language"]["embedding"][: toy.VOCABULARY],
+  )
+
+
 def test_a_kernel_of_muon_has_one_moment_and_the_rest_two(sharded):
   config = optimizers.OptimizerConfig(rule="muon", warmup_steps=0)
   optimizer = optimizers.make_optimizer(config, steps=2)
@@ -239,6 +269,40 @@ def test_a_kernel_of_muon_has_one_moment_and_the_rest_two(sharded):
     by_muon = "kernel" in name and "head" not in name
     assert len(own) == (1 if by_muon else 2), name
     assert all(leaf.sharding == param.sharding for leaf in own)
+
+
+def full_layout(mesh_sizes, **changes):
+  """Of the release's training, on devices that need not be there."""
+  config = model_configs.ModelConfig(lora=model_configs.LoraConfig(rank=16))
+  settings = optimizers.OptimizerConfig(trainable="release", **changes)
+  mesh = jax.sharding.AbstractMesh(
+    mesh_sizes,
+    meshes.MESH_AXES,
+    axis_types=(jax.sharding.AxisType.Auto,) * len(mesh_sizes),
+  )
+  optimizer = optimizers.make_optimizer(settings, steps=1000)
+  return steps.make_layout(config, settings, optimizer, mesh)
+
+
+def test_full_size_lies_in_parts_that_the_table_declares():
+  layout = full_layout((2, 1, 32, 4))
+  assert layout.replicated == ()
+  for path, leaf in jax.tree.leaves_with_path(layout.state):
+    parts = leaf.size // np.prod(leaf.sharding.shard_shape(leaf.shape))
+    name = jax.tree_util.keystr(path)
+    assert parts > 1 or leaf.size * leaf.dtype.itemsize <= 64 << 20, name
+    if "head" in name and leaf.ndim == 2:
+      assert leaf.shape == (4096, 32128) and parts == 32 * 4, name
+
+
+def test_the_frozen_base_may_be_whole_on_every_device():
+  layout = full_layout((1, 1, 32, 1), frozen_placement="replicated")
+  assert all(
+    leaf.sharding.is_fully_replicated
+    for leaf in jax.tree.leaves(layout.state.frozen)
+  )
+  embedding = layout.state.trainable["language"]["embedding"]
+  assert not embedding.sharding.is_fully_replicated
 
 
 def test_lora_needs_a_rank():
