@@ -22,7 +22,11 @@ from rcmed_jax.kernels import (
 # Far below any score, yet finite: a row of nothing else stays free of NaN.
 MASKED = -1e30
 
-# Words from which a kernel is preferred to plain XLA.
+# Words from which a kernel is preferred to plain XLA. The TPU kernels pad to
+# 128 words; at 128 the compiler's estimates for v5e are 5.8 ms against 24.4 ms
+# (batch 64, 4096 pixels, forward and backward), so they would meet at 31 words
+# if XLA's time fell with the words. Twice that is on the safe side. Source:
+# benchmarks/results/tpu_schedule_correlation.md.
 KERNEL_FROM = 64
 
 
