@@ -8,12 +8,9 @@ import optax
 import pytest
 import toy
 
-<<<<<<< HEAD
 from rcmed_jax.kernels import language_attention
-=======
 from rcmed_jax.model import config as model_configs
 from rcmed_jax.model import rcmed
->>>>>>> scale
 from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.parallel import rules, topologies
 from rcmed_jax.train import losses
