@@ -12,7 +12,7 @@ set -euo pipefail
 : "${ZONE:?set ZONE, such as us-west4-a}"
 : "${ACCELERATOR:?set ACCELERATOR, such as v5litepod-16}"
 : "${WORKDIR:?set WORKDIR, gs://BUCKET/RUN: the disks of a TPU go with it}"
-PROJECT=${PROJECT:-$(gcloud config get-value project 2>/dev/null)}
+PROJECT=${PROJECT:-$(gcloud config get-value project 2>/dev/null || true)}
 : "${PROJECT:?set PROJECT, or gcloud config set project}"
 RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite} # image of the machines
 CONFIG=${CONFIG:-configs/finetune.py}

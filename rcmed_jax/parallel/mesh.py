@@ -54,19 +54,8 @@ def make_mesh(
   devices = jax.devices() if devices is None else devices
   sizes = _sizes(config, len(devices))
   slices = {getattr(device, "slice_index", 0) for device in devices}
-  if len(slices) > 1 and (sizes[0] > 1 or devices[0].platform == "tpu"):
-    if sizes[0] != len(slices):
-      raise ValueError(
-        f"mesh.slice={sizes[0]}, but the devices lie in {len(slices)} slices; "
-        f"set mesh.slice={len(slices)}, so that only the batch is cut between "
-        "them."
-      )
-    arranged = mesh_utils.create_hybrid_device_mesh(
-      (1, *sizes[1:]),
-      (sizes[0], *(1 for _ in sizes[1:])),
-      devices,
-      allow_split_physical_axes=True,
-    )
+  if len(slices) > 1:
+    arranged = _across_slices(sizes, len(slices), devices)
     return jax.sharding.Mesh(arranged, MESH_AXES, axis_types=_AUTO)
   return jax.make_mesh(sizes, MESH_AXES, axis_types=_AUTO, devices=devices)
 
@@ -97,6 +86,24 @@ def batch_part(mesh: jax.sharding.Mesh) -> tuple[int, int]:
       "divided by them."
     )
   return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
+
+
+def _across_slices(
+  sizes: tuple[int, ...], slices: int, devices: Sequence[Any]
+) -> np.ndarray:
+  if sizes[0] == slices:
+    return mesh_utils.create_hybrid_device_mesh(
+      (1, *sizes[1:]),
+      (slices, *(1 for _ in sizes[1:])),
+      devices,
+      allow_split_physical_axes=True,
+    )
+  if sizes[0] == 1 and devices[0].platform != "tpu":
+    return mesh_utils.create_device_mesh(sizes, devices)
+  raise ValueError(
+    f"mesh.slice={sizes[0]}, but the devices lie in {slices} slices; set "
+    f"mesh.slice={slices}, so that only the batch is cut between them."
+  )
 
 
 def _sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:

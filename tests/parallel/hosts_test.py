@@ -4,9 +4,9 @@ import sys
 import time
 
 import jax
-from launch import local
 import pytest
 
+from launch import local
 from rcmed_jax.parallel import hosts
 from rcmed_jax.parallel import mesh as meshes
 
@@ -78,7 +78,7 @@ def test_two_processes_agree(tmp_path, capsys):
 def test_one_that_fails_waits_for_nobody(tmp_path, capsys):
   since = time.monotonic()
   # jax alone would wait five minutes for a farewell of the other.
-  assert run_two(tmp_path, FAIL, grace_s=5) == 1
+  assert run_two(tmp_path, FAIL, grace_s=5) == 2
   assert time.monotonic() - since < 120
   err = capsys.readouterr().err
   assert "[1] ValueError: bad record" in err

@@ -163,7 +163,9 @@ def metadata(tmp_path, monkeypatch):
   server.server_close()
 
 
-@pytest.mark.parametrize("endpoints", ["10.0.0.2,10.0.0.3", "a:b:10.0.0.2,c:d:x"])
+@pytest.mark.parametrize(
+  "endpoints", ["10.0.0.2,10.0.0.3", "a:b:10.0.0.2,c:d:x"]
+)
 def test_a_tpu_vm_asks_its_metadata(metadata, endpoints):
   known, environ = metadata
   known |= {
