@@ -47,7 +47,8 @@ def main(argv: Sequence[str]) -> int:
   args, rest = parser.parse_known_args(argv)
   told = settings.parse(rest)
   place = places.find(args.coordinator, args.processes, args.process)
-  print(f"train: {place}", file=sys.stderr)
+  if place.coordinator:
+    print(f"train: {place}", file=sys.stderr)
   with hosts.started(place):
     train(runs.start(told, args.workdir, resume=args.resume))
     if hosts.is_first():
