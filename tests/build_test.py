@@ -184,7 +184,7 @@ def test_bazel_builds_all_and_runs_a_test(tmp_path):
 def _workspace(folder: pathlib.Path) -> pathlib.Path:
   """A copy of the house as a Bazel workspace that needs no network."""
   house = folder / "house"
-  for name in ("rcmed_jax", "configs", "tests"):
+  for name in ("rcmed_jax", "configs", "launch", "tests"):
     shutil.copytree(imports.ROOT / name, house / name)
   for path in imports.ROOT.iterdir():
     if path.is_file():

@@ -4,17 +4,18 @@ import argparse
 from collections.abc import Sequence
 import dataclasses
 import functools
+import os
 import pathlib
 import platform
 
+from etils import epath
 import flax
 import jax
 import tqdm
 
 import rcmed_jax
 from rcmed_jax.apps import runs, settings
-from rcmed_jax.convert import store
-from rcmed_jax.data import checks, records
+from rcmed_jax.data import checks, files, records
 from rcmed_jax.eval import evaluate as evaluation
 from rcmed_jax.eval import report
 from rcmed_jax.serve.assistant import Assistant
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
   )
   parser.add_argument(
     "--workdir",
-    type=pathlib.Path,
+    type=epath.Path,
     help="a run or a converted checkpoint; default: the newest in runs/",
   )
   parser.add_argument(
@@ -43,11 +44,16 @@ def main(argv: Sequence[str]) -> int:
   runs.add_flags(parser)
   args, rest = parser.parse_known_args(argv)
   workdir = args.workdir or runs.newest()
+  if files.is_remote(workdir) and not args.out:
+    raise ValueError(
+      f"{workdir} lies in a bucket; give --out, a folder on a disk, for the "
+      "report."
+    )
   told = settings.parse(rest, default=runs.recorded(workdir))
   if args.classes:  # a new class is asked for alone
     asked = dataclasses.replace(told.eval, classes_per_question=1)
     told = dataclasses.replace(told, eval=asked)
-  out = args.out or workdir / "report"
+  out = args.out or pathlib.Path(workdir) / "report"
   quarantine = checks.Quarantine(out / runs.QUARANTINE)
   items = runs.read_items(told, args.index, quarantine, descriptions="")
   assistant = runs.load_assistant(
@@ -57,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     classes=args.classes,
     in_int8=args.int8,
   )
-  training = None if store.is_converted(workdir) else workdir
+  training = None if runs.converted(workdir) else workdir
   summary = evaluate(
     assistant, items, told, out, split=args.split, training=training
   )
@@ -72,7 +78,7 @@ def evaluate(
   out: pathlib.Path,
   *,
   split: str,
-  training: pathlib.Path | None,
+  training: str | os.PathLike[str] | None,
 ) -> evaluation.Summary:
   """Scores an assistant, writes the files and the page.
 
@@ -114,7 +120,7 @@ def evaluate(
   report.write_report(
     out / "index.html",
     summary,
-    training=training and training / "metrics.jsonl",
+    training=training and epath.Path(training) / "metrics.jsonl",
     facts=facts,
   )
   return summary

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 import cv2
+from etils import epath
 import numpy as np
 
 from rcmed_jax.apps import runs
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
   )
   parser.add_argument(
     "--workdir",
-    type=pathlib.Path,
+    type=epath.Path,
     help="a run or a converted checkpoint; default: the newest in runs/",
   )
   parser.add_argument(

@@ -4,24 +4,36 @@ settings.json     what it was told
 tokenizer.model   its SentencePiece model
 checkpoints/, frozen/, metrics.jsonl, tensorboard/   see train/
 quarantine.jsonl  data that could not be used
+quarantine-P.jsonl  of process P, until process 0 takes them in
+
+The folder may be gs://BUCKET/RUN. All processes of a run see the same one.
 """
 
 import argparse
 from collections.abc import Sequence
 import dataclasses
 import difflib
+import os
 import pathlib
-import shutil
 
+from etils import epath
 from flax import nnx
 import jax
 
 from rcmed_jax.apps import settings
 from rcmed_jax.convert import store, torch_io
-from rcmed_jax.data import checks, pipeline, readers, records, tokens
+from rcmed_jax.data import (
+  checks,
+  files,
+  pipeline,
+  readers,
+  records,
+  tokens,
+)
 from rcmed_jax.eval.protocols import EvalConfig, Request
 from rcmed_jax.model import int8, rcmed
-from rcmed_jax.parallel.mesh import MeshConfig
+from rcmed_jax.parallel import hosts
+from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.serve import new_classes
 from rcmed_jax.serve.assistant import Answer, Assistant, Question
 from rcmed_jax.train import checkpoints
@@ -30,6 +42,10 @@ from rcmed_jax.train.optimizer import OptimizerConfig
 
 TOKENIZER = "tokenizer.model"
 QUARANTINE = "quarantine.jsonl"
+PART = "quarantine-{}.jsonl"
+
+# Whether to go on with the run in a folder: if there is one, never, always.
+RESUME = ("auto", "never", "required")
 
 # Where runs go by default, and where the newest is looked for.
 RUNS = pathlib.Path("runs")
@@ -39,7 +55,7 @@ RUNS = pathlib.Path("runs")
 class Run:
   """An opened run: its folder, settings, records and tokenizer."""
 
-  workdir: pathlib.Path
+  workdir: epath.Path
   settings: settings.Settings
   items: Sequence[records.Record]
   tokenizer: tokens.Tokenizer
@@ -47,6 +63,7 @@ class Run:
 
   def batches(self) -> pipeline.Pipeline:
     """A fresh iterator of this process's training batches."""
+    part, parts = meshes.batch_part(meshes.make_mesh(self.settings.mesh))
     return pipeline.Pipeline(
       self.items,
       self.tokenizer,
@@ -54,25 +71,50 @@ class Run:
       image_size=self.settings.model.image.image_size,
       batch_size=self.settings.train.batch_size,
       quarantine=self.quarantine,
-      process=jax.process_index(),
-      processes=jax.process_count(),
+      process=part,
+      processes=parts,
     )
 
+  def gather_quarantine(self) -> None:
+    """Takes what all processes found into the file of process 0."""
+    self.quarantine.flush()
+    hosts.barrier("quarantine")
+    hosts.first_does(lambda: _take_parts(self.quarantine, self.workdir))
 
-def start(told: settings.Settings, workdir: pathlib.Path) -> Run:
+
+def start(
+  told: settings.Settings,
+  workdir: str | os.PathLike[str],
+  *,
+  resume: str = "auto",
+) -> Run:
   """Opens a run for training, new or begun, and records its settings.
+
+  Args:
+    resume: one of RESUME: whether the folder may, must not or must hold a run.
 
   Raises:
     DataError: the index cannot be read.
-    ValueError: the folder holds a run with other settings.
+    ValueError: the folder holds a run with other settings or against
+      `resume`, or not all processes see it.
   """
-  quarantine = checks.Quarantine(workdir / QUARANTINE)
+  workdir = epath.Path(workdir)
+  hosts.first_does(lambda: _require_resumable(workdir, resume))
+  process = jax.process_index()
+  name = QUARANTINE if process == 0 else PART.format(process)
+  quarantine = checks.Quarantine(workdir / name)
+  hosts.first_does(lambda: _take_parts(quarantine, workdir))  # of a killed run
   items = read_items(told, told.data.index, quarantine)
-  workdir.mkdir(parents=True, exist_ok=True)
-  tokenizer = _tokenizer(told.data, items, workdir)
+  hosts.first_does(lambda: _record(told, items, workdir))
+  path = workdir / TOKENIZER
+  if not path.exists():
+    raise ValueError(
+      f"process {process} does not see {path}, which process 0 wrote; give a "
+      "--workdir that all hosts share, on a network disk or in gs://."
+    )
+  tokenizer = tokens.Tokenizer(path)
   told = with_vocabulary(told, tokenizer)
   _require_same(told, workdir)
-  settings.save(told, workdir)
   return Run(workdir, told, items, tokenizer, quarantine)
 
 
@@ -97,17 +139,26 @@ def read_items(
   )
 
 
-def recorded(workdir: pathlib.Path) -> settings.Settings:
+def converted(workdir: str | os.PathLike[str]) -> pathlib.Path | None:
+  """The folder, where it holds a converted checkpoint; these lie on disks."""
+  if files.is_remote(workdir) or not store.is_converted(pathlib.Path(workdir)):
+    return None
+  return pathlib.Path(workdir)
+
+
+def recorded(workdir: str | os.PathLike[str]) -> settings.Settings:
   """A run's settings; of a converted checkpoint, its model and defaults.
 
   Raises:
     FileNotFoundError: the folder is neither, or lacks its tokenizer.
     ValueError: it holds only parts of the model.
   """
-  if not store.is_converted(workdir):
+  workdir = epath.Path(workdir)
+  folder = converted(workdir)
+  if folder is None:
     require(workdir)
     return settings.load(workdir)
-  held = store.read_whole(workdir)
+  held = store.read_whole(folder)
   if not (workdir / TOKENIZER).is_file():
     raise FileNotFoundError(
       f"{workdir} has no {TOKENIZER}; copy LLaMA's there, or convert again "
@@ -118,14 +169,14 @@ def recorded(workdir: pathlib.Path) -> settings.Settings:
     model=held.model,
     optimizer=OptimizerConfig(),
     train=TrainConfig(),
-    mesh=MeshConfig(),
+    mesh=meshes.MeshConfig(),
     eval=EvalConfig(),
   )
   return with_vocabulary(told, tokens.Tokenizer(workdir / TOKENIZER))
 
 
 def load_assistant(
-  workdir: pathlib.Path,
+  workdir: str | os.PathLike[str],
   *,
   batch_size: int = 1,
   asked: EvalConfig | None = None,
@@ -147,12 +198,14 @@ def load_assistant(
     ValueError: as `recorded`, the run has no checkpoint yet, or a class was
       made with other weights.
   """
+  workdir = epath.Path(workdir)
   told = recorded(workdir)
   if asked is not None:
     told = dataclasses.replace(told, eval=asked)
   tokenizer = tokens.Tokenizer(workdir / TOKENIZER)
-  if store.is_converted(workdir):
-    arrays = torch_io.nested(store.read(workdir).tensors)
+  folder = converted(workdir)
+  if folder is not None:
+    arrays = torch_io.nested(store.read(folder).tensors)
     model = torch_io.build(told.model, arrays)
   else:
     model = nnx.eval_shape(lambda: rcmed.RCMed(told.model, rngs=nnx.Rngs(0)))
@@ -184,9 +237,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def require(workdir: pathlib.Path) -> None:
+def require(workdir: str | os.PathLike[str]) -> None:
   """Raises FileNotFoundError where a folder is no run."""
-  if not (workdir / settings.RECORD).is_file():
+  if not (epath.Path(workdir) / settings.RECORD).is_file():
     raise FileNotFoundError(
       f"{workdir} is not the folder of a run: it lacks {settings.RECORD}; "
       "give --workdir, the folder that rcmed train or rcmed demo wrote."
@@ -292,25 +345,54 @@ def with_sizes(
   return dataclasses.replace(told, model=model, data=data)
 
 
-def _tokenizer(
-  config: pipeline.DataConfig,
+def _record(
+  told: settings.Settings,
   items: Sequence[records.Record],
-  workdir: pathlib.Path,
-) -> tokens.Tokenizer:
-  """The run's own copy of its tokenizer, trained on the index if none is."""
+  workdir: epath.Path,
+) -> None:
+  """Writes what makes the folder a run: tokenizer and settings.
+
+  The tokenizer is the run's own copy, trained on the index if none is given.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / TOKENIZER
   if path.exists():
-    return tokens.Tokenizer(path)
-  if not config.tokenizer:
-    return tokens.train_tokenizer(
-      pipeline.corpus(items), config.vocabulary, path
+    tokenizer = tokens.Tokenizer(path)
+  elif told.data.tokenizer:
+    tokenizer = tokens.Tokenizer(told.data.tokenizer)
+    path.write_bytes(epath.Path(told.data.tokenizer).read_bytes())
+  else:
+    tokenizer = tokens.train_tokenizer(
+      pipeline.corpus(items), told.data.vocabulary, path
     )
-  tokenizer = tokens.Tokenizer(config.tokenizer)
-  shutil.copy(config.tokenizer, path)
-  return tokenizer
+  told = with_vocabulary(told, tokenizer)
+  _require_same(told, workdir)
+  settings.save(told, workdir)
 
 
-def _require_same(told: settings.Settings, workdir: pathlib.Path) -> None:
+def _require_resumable(workdir: epath.Path, resume: str) -> None:
+  begun = (workdir / settings.RECORD).exists()
+  if begun and resume == "never":
+    raise ValueError(
+      f"{workdir} holds a run; give another --workdir, or --resume=auto to go "
+      "on with it."
+    )
+  if not begun and resume == "required":
+    raise ValueError(
+      f"{workdir} holds no run to go on with; correct --workdir, or give "
+      "--resume=auto to begin one."
+    )
+
+
+def _take_parts(quarantine: checks.Quarantine, workdir: epath.Path) -> None:
+  """Takes in the files of other processes and deletes them."""
+  for path in sorted(workdir.glob(PART.format("*"))):
+    quarantine.take(path)
+    quarantine.flush()
+    path.unlink()
+
+
+def _require_same(told: settings.Settings, workdir: epath.Path) -> None:
   """Refuses to go on with a run under other settings than it began with."""
   path = workdir / settings.RECORD
   if not path.exists():

@@ -10,11 +10,15 @@ from collections.abc import Sequence
 import dataclasses
 import importlib.util
 import json
+import os
 import pathlib
 from typing import Any
 
+from etils import epath
+
 import rcmed_jax
 from rcmed_jax.apps import fields
+from rcmed_jax.data import files
 from rcmed_jax.data.pipeline import DataConfig
 from rcmed_jax.eval.protocols import EvalConfig
 from rcmed_jax.model.config import ModelConfig
@@ -91,15 +95,15 @@ def from_json(text: str, source: str = RECORD) -> Settings:
   return _build(_decode(text, source), source)
 
 
-def save(settings: Settings, workdir: str | pathlib.Path) -> pathlib.Path:
+def save(settings: Settings, workdir: str | os.PathLike[str]) -> epath.Path:
   """Records the settings in the run's directory and returns the file."""
-  path = pathlib.Path(workdir) / RECORD
+  path = epath.Path(workdir) / RECORD
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(to_json(settings), encoding="utf-8")
   return path
 
 
-def load(workdir: str | pathlib.Path) -> Settings:
+def load(workdir: str | os.PathLike[str]) -> Settings:
   """The settings that a run recorded in its directory."""
   return parse([], default=str(workdir))
 
@@ -160,9 +164,9 @@ def _load(name: str) -> dict[str, Any]:
   return module.get_config(variant).to_dict()
 
 
-def _find(file: str) -> pathlib.Path:
-  for root in _roots():
-    path = root / file
+def _find(file: str) -> epath.Path:
+  here = [epath.Path(root, file) for root in _roots()]
+  for path in [epath.Path(file)] if files.is_remote(file) else here:
     if path.is_dir():
       path /= RECORD
     if path.is_file():

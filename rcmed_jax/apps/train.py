@@ -1,13 +1,17 @@
-"""`rcmed train`: train or fine-tune from a config."""
+"""`rcmed train`: train or fine-tune from a config, on one host or many."""
 
 import argparse
 from collections.abc import Mapping, Sequence
 import pathlib
+import sys
 from typing import Any
+
+from etils import epath
 
 from rcmed_jax.apps import runs, settings
 from rcmed_jax.convert import store
 from rcmed_jax.model import rcmed
+from rcmed_jax.parallel import hosts, places
 from rcmed_jax.train import loop
 
 
@@ -17,13 +21,16 @@ def main(argv: Sequence[str]) -> int:
     "rcmed train",
     allow_abbrev=False,
     description="Trains a model. Where the workdir holds a run, goes on.",
-    epilog="Settings: --config=FILE[:VARIANT] --config.section.key=value ...",
+    epilog="Settings: --config=FILE[:VARIANT] --config.section.key=value ... "
+    f"Exit codes: 0 trained; 2 bad input; {hosts.STOPPED} stopped by SIGTERM "
+    "and saved, the same command goes on; 130 stopped by Ctrl-C and saved.",
   )
   parser.add_argument(
     "--workdir",
-    type=pathlib.Path,
+    type=epath.Path,
     required=True,
-    help="takes the run: settings, tokenizer, checkpoints, logs",
+    help="takes the run: settings, tokenizer, checkpoints, logs; a folder that "
+    "all hosts see, or gs://BUCKET/RUN",
   )
   parser.add_argument(
     "--init",
@@ -32,14 +39,34 @@ def main(argv: Sequence[str]) -> int:
     help="converted weights to start from; their sizes, order of channels and "
     "tokenizer are the run's",
   )
+  parser.add_argument(
+    "--resume",
+    choices=runs.RESUME,
+    default="auto",
+    help="go on where the workdir holds a run (auto), refuse to (never), or "
+    "insist on it (required)",
+  )
+  several = parser.add_argument_group(
+    "several processes", "All three, or none: then the place is looked up."
+  )
+  several.add_argument(
+    "--coordinator", metavar="HOST:PORT", help="where process 0 listens"
+  )
+  several.add_argument("--processes", type=int, metavar="N", help="how many")
+  several.add_argument("--process", type=int, metavar="I", help="which, from 0")
   args, rest = parser.parse_known_args(argv)
-  told, weights = settings.parse(rest), None
-  if args.init:
-    held = store.read_whole(args.init)
-    told, weights = runs.with_sizes(told, held), held.tensors
-  run = runs.start(told, args.workdir)
-  train(run, weights)
-  print(f"train: {run.settings.train.steps} steps, saved in {args.workdir}")
+  told = settings.parse(rest)
+  place = places.find(args.coordinator, args.processes, args.process)
+  if place.coordinator:
+    print(f"train: {place}", file=sys.stderr)
+  with hosts.started(place):
+    weights = None
+    if args.init:
+      held = store.read_whole(args.init)
+      told, weights = runs.with_sizes(told, held), held.tensors
+    train(runs.start(told, args.workdir, resume=args.resume), weights)
+    if hosts.is_first():
+      print(f"train: {told.train.steps} steps, saved in {args.workdir}")
   return 0
 
 
@@ -53,16 +80,21 @@ def train(
     weights: by dotted path, for a new run to start from.
   """
   told = run.settings
-  model = loop.train(
-    told.model,
-    told.train,
-    told.optimizer,
-    told.mesh,
-    run.batches,
-    run.workdir,
-    weights=weights,
-  )
-  if len(run.quarantine):
+  try:
+    model = loop.train(
+      told.model,
+      told.train,
+      told.optimizer,
+      told.mesh,
+      run.batches,
+      run.workdir,
+      weights=weights,
+    )
+  except SystemExit:  # stopped, together with all others
+    run.gather_quarantine()
+    raise
+  run.gather_quarantine()
+  if len(run.quarantine) and hosts.is_first():
     print(
       f"train: {len(run.quarantine)} items could not be used; see "
       f"{run.quarantine.path}"

@@ -6,8 +6,10 @@ raised as a `DataError`, and whoever goes on without the item writes it to a
 """
 
 import json
-import pathlib
+import os
 import threading
+
+from rcmed_jax.data import files
 
 
 class DataError(ValueError):
@@ -35,49 +37,66 @@ class DataError(ValueError):
 class Quarantine:
   """Bad items, each once, as JSON lines {path, field, reason, remedy}.
 
-  Safe to use from several threads. What the file held before is kept.
+  Safe to use from several threads. What the file held before is kept. In a
+  bucket, lines wait for a few seconds, or for `flush`.
 
   Raises:
     DataError: the file holds something else.
   """
 
-  def __init__(self, path: str | pathlib.Path):
-    self.path = pathlib.Path(path)
+  def __init__(self, path: str | os.PathLike[str]):
+    self._file = files.LineFile(path)
+    self.path = self._file.path
     self._lock = threading.Lock()
-    self._known: set[tuple[str, str]] = set()
-    if self.path.exists():
-      lines = self.path.read_text(encoding="utf-8").splitlines()
-      self._known.update(
-        self._key(number, line) for number, line in enumerate(lines, 1)
-      )
+    lines = enumerate(self._file.lines(), 1)
+    self._known = {
+      _key(self._file, number, line.rstrip("\n")) for number, line in lines
+    }
 
   def __len__(self) -> int:
     return len(self._known)
 
   def add(self, error: DataError) -> None:
     """Writes the error down, unless it is there already."""
-    with self._lock:
-      if (error.path, error.field) in self._known:
-        return
-      self._known.add((error.path, error.field))
-      line = {
-        "path": error.path,
-        "field": error.field,
-        "reason": error.message,
-        "remedy": error.remedy,
-      }
-      self.path.parent.mkdir(parents=True, exist_ok=True)
-      with self.path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    line = {
+      "path": error.path,
+      "field": error.field,
+      "reason": error.message,
+      "remedy": error.remedy,
+    }
+    self._add((error.path, error.field), json.dumps(line))
 
-  def _key(self, number: int, line: str) -> tuple[str, str]:
-    try:
-      item = json.loads(line)
-      return item["path"], item["field"]
-    except (ValueError, KeyError, TypeError) as error:
-      raise DataError(
-        self.path,
-        f"line {number}",
-        f"expected JSON with path and field, received {line!r}",
-        "Delete the line, or the file: it is written anew",
-      ) from error
+  def take(self, path: str | os.PathLike[str]) -> None:
+    """Adds all items of another such file.
+
+    Raises:
+      DataError: it is none.
+    """
+    other = files.LineFile(path)
+    lines = [line.rstrip("\n") for line in other.lines()]
+    for number, line in enumerate(lines, 1):
+      self._add(_key(other, number, line), line)
+
+  def flush(self) -> None:
+    """Returns when every item is in the file."""
+    with self._lock:
+      self._file.flush()
+
+  def _add(self, key: tuple[str, str], line: str) -> None:
+    with self._lock:
+      if key not in self._known:
+        self._known.add(key)
+        self._file.add(line)
+
+
+def _key(file: files.LineFile, number: int, line: str) -> tuple[str, str]:
+  try:
+    item = json.loads(line)
+    return item["path"], item["field"]
+  except (ValueError, KeyError, TypeError) as error:
+    raise DataError(
+      file.path,
+      f"line {number}",
+      f"expected JSON with path and field, received {line!r}",
+      "Delete the line, or the file: it is written anew",
+    ) from error

@@ -14,9 +14,10 @@ Source: the release, which ran the slow LLaMA tokenizer of transformers 4.28.
 from collections.abc import Iterable, Sequence
 import io
 import itertools
-import pathlib
+import os
 import re
 
+from etils import epath
 import numpy as np
 import sentencepiece
 
@@ -53,14 +54,17 @@ class Tokenizer:
     ValueError: the file is no such model.
   """
 
-  def __init__(self, path: str | pathlib.Path):
-    if not pathlib.Path(path).is_file():
+  def __init__(self, path: str | os.PathLike[str]):
+    path = epath.Path(path)
+    if not path.is_file():
       raise FileNotFoundError(
         f"{path}: no tokenizer model there; give LLaMA's tokenizer.model or "
         "train one with rcmed train."
       )
     try:
-      self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+      self._pieces = sentencepiece.SentencePieceProcessor(
+        model_proto=path.read_bytes()
+      )
     except RuntimeError as error:
       raise ValueError(
         f"{path} is not a SentencePiece model ({error}); copy it again."
@@ -186,7 +190,7 @@ def fit(length: int, lengths: Sequence[int]) -> int:
 
 
 def train_tokenizer(
-  texts: Iterable[str], vocabulary: int, path: str | pathlib.Path
+  texts: Iterable[str], vocabulary: int, path: str | os.PathLike[str]
 ) -> Tokenizer:
   """Trains a SentencePiece model with LLaMA's settings and loads it.
 
@@ -229,5 +233,5 @@ def train_tokenizer(
       f"{len(lines)} lines ({error}); with 256 bytes and every letter, a few "
       "hundred pieces are needed."
     ) from error
-  pathlib.Path(path).write_bytes(model.getvalue())
+  epath.Path(path).write_bytes(model.getvalue())
   return Tokenizer(path)

@@ -10,8 +10,11 @@ from collections.abc import Mapping
 import html
 import importlib.resources
 import json
+import os
 from pathlib import Path
 import string
+
+from etils import epath
 
 from rcmed_jax.eval import charts, sections
 from rcmed_jax.eval.summary import Summary
@@ -37,7 +40,7 @@ def write_report(
   summary: Summary,
   *,
   title: str = "RCMed evaluation",
-  training: str | Path | None = None,
+  training: str | os.PathLike[str] | None = None,
   facts: Mapping[str, Mapping[str, object]] | None = None,
 ) -> Path:
   """Returns the path of the written page.
@@ -83,7 +86,7 @@ def write_report(
 
 
 def read_curves(
-  path: str | Path,
+  path: str | os.PathLike[str],
 ) -> dict[str, tuple[list[float], list[float]]]:
   """Returns name -> (steps, values) for every number in a metrics.jsonl.
 
@@ -91,7 +94,7 @@ def read_curves(
     ValueError: a line is not a JSON object with a `step`.
   """
   curves = collections.defaultdict(lambda: ([], []))
-  lines = Path(path).read_text(encoding="utf-8").splitlines()
+  lines = epath.Path(path).read_text(encoding="utf-8").splitlines()
   for number, line in enumerate(lines, start=1):
     try:
       row = json.loads(line)

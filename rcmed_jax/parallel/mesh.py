@@ -1,6 +1,6 @@
 """The device mesh: four named axes that always exist; their sizes may be 1.
 
-slice   over slices of a pod, across the data-centre network; batch only
+slice   over slices, across the data-centre network; batch only
 data    batch; weights replicated
 fsdp    batch and weights
 tensor  weights inside a layer
@@ -12,9 +12,13 @@ import math
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
+import numpy as np
 
 MESH_AXES = ("slice", "data", "fsdp", "tensor")
 BATCH_AXES = ("slice", "data", "fsdp")
+
+_AUTO = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,26 +39,71 @@ def make_mesh(
   Axes are Auto: the compiler propagates shardings; Explicit axes, JAX's
   default, refuse weights that share an axis with the batch.
 
+  Devices of several slices (their `slice_index`) are arranged so that only the
+  axis `slice` crosses from one to another. GPUs, of which every machine counts
+  as one, may be arranged as one slice too.
+
   Args:
     config: sizes.
     devices: of JAX.
 
   Raises:
-    ValueError: where the sizes do not multiply to the number of devices.
+    ValueError: where the sizes do not multiply to the number of devices, or
+      `slice` is not the number of slices.
   """
   devices = jax.devices() if devices is None else devices
   sizes = _sizes(config, len(devices))
-  return jax.make_mesh(
-    sizes,
-    MESH_AXES,
-    axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES),
-    devices=devices,
-  )
+  slices = {getattr(device, "slice_index", 0) for device in devices}
+  if len(slices) > 1:
+    arranged = _across_slices(sizes, len(slices), devices)
+    return jax.sharding.Mesh(arranged, MESH_AXES, axis_types=_AUTO)
+  return jax.make_mesh(sizes, MESH_AXES, axis_types=_AUTO, devices=devices)
 
 
 def batch_shards(mesh: jax.sharding.Mesh) -> int:
   """Into how many parts the batch is cut."""
   return math.prod(mesh.shape[name] for name in BATCH_AXES)
+
+
+def batch_part(mesh: jax.sharding.Mesh) -> tuple[int, int]:
+  """(i, n): this process loads the i-th of n parts of every batch.
+
+  There are as many parts as processes, unless some hold the same rows because
+  the tensor axis lies across them.
+
+  Raises:
+    ValueError: processes share rows in part.
+  """
+  held: dict[int, set[int]] = {}  # process -> its shards of the batch
+  shards = mesh.devices.reshape(batch_shards(mesh), -1)
+  for (shard, _), device in np.ndenumerate(shards):
+    held.setdefault(device.process_index, set()).add(shard)
+  parts = sorted({tuple(sorted(rows)) for rows in held.values()})
+  if sum(map(len, parts)) != len(shards) or len({*map(len, parts)}) > 1:
+    raise ValueError(
+      f"mesh {dict(mesh.shape)}: processes share parts of the batch unevenly; "
+      "choose a mesh.tensor that divides the devices of a process, or is "
+      "divided by them."
+    )
+  return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
+
+
+def _across_slices(
+  sizes: tuple[int, ...], slices: int, devices: Sequence[Any]
+) -> np.ndarray:
+  if sizes[0] == slices:
+    return mesh_utils.create_hybrid_device_mesh(
+      (1, *sizes[1:]),
+      (slices, *(1 for _ in sizes[1:])),
+      devices,
+      allow_split_physical_axes=True,
+    )
+  if sizes[0] == 1 and devices[0].platform != "tpu":
+    return mesh_utils.create_device_mesh(sizes, devices)
+  raise ValueError(
+    f"mesh.slice={sizes[0]}, but the devices lie in {slices} slices; set "
+    f"mesh.slice={slices}, so that only the batch is cut between them."
+  )
 
 
 def _sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:

@@ -26,11 +26,12 @@ _ANSWERS = {
 
 
 @functools.cache
-def devices(name: str) -> np.ndarray:
-  """The devices of a slice, in the compiler's order.
+def devices(name: str, slices: int = 1) -> np.ndarray:
+  """The devices of one or several slices, in the compiler's order.
 
   Args:
     name: generation and shape, such as "v5e:2x4" or "v5p:4x4x8".
+    slices: of this shape, with the data-centre network between them.
 
   Raises:
     NotImplementedError: the TPU compiler is not installed.
@@ -51,7 +52,7 @@ def devices(name: str) -> np.ndarray:
     os.environ.setdefault(variable, answer)
   try:
     found: Any = jax_topologies.get_topology_desc(
-      topology_name=name, platform="tpu"
+      topology_name=name, platform="tpu", num_slices=slices
     )
   except RuntimeError as error:  # what XLA raises
     raise ValueError(

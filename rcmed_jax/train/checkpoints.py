@@ -8,18 +8,23 @@
       data/                 state of the data iterator (JSON)
       meta/                 step and what the caller adds (JSON)
 
-Arrays are stored as pure dicts by parameter path.
+Arrays are stored as pure dicts by parameter path. `workdir` may lie in a bucket
+(gs://). Several processes write one checkpoint together: all must see the same
+`workdir`, and all must call what is here together.
 """
 
 import errno
-import pathlib
+import os
 import shutil
 from typing import Any
 
+from etils import epath
 from flax import nnx
 import jax
 import orbax.checkpoint as ocp
 
+from rcmed_jax.data import files
+from rcmed_jax.parallel import hosts
 from rcmed_jax.train import step as steps
 
 # Files beside the arrays: metadata, manifests. Generous for a toy.
@@ -32,9 +37,9 @@ _READ_ERRORS = (OSError, ValueError, KeyError, TypeError)
 class Checkpoints:
   """The checkpoints in one working directory; use as a context manager."""
 
-  def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2):
+  def __init__(self, workdir: str | os.PathLike[str], *, keep: int = 2):
     """Opens, or makes, `workdir`; the newest `keep` checkpoints survive."""
-    self._workdir = pathlib.Path(workdir).absolute()
+    self._workdir = files.absolute(workdir)
     self._folder = self._workdir / "checkpoints"
     self._frozen = self._workdir / "frozen"
     self._manager = ocp.CheckpointManager(
@@ -77,11 +82,13 @@ class Checkpoints:
     step = int(state.step)
     if step in self._manager.all_steps():
       return
-    frozen_missing = bool(state.frozen) and not self._frozen.exists()
+    frozen_missing = bool(state.frozen) and hosts.first_decides(
+      not self._frozen.exists()
+    )
     needed = _bytes((state.trainable, state.moments)) + OVERHEAD_BYTES
     if frozen_missing:
       needed += _bytes(state.frozen)
-    self._require_space(needed)
+    hosts.first_does(lambda: self._require_space(needed))
     try:
       if frozen_missing:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -161,10 +168,12 @@ class Checkpoints:
     """Trained and frozen weights as one pure dict, for `nnx.merge`.
 
     Args:
-      sharding: where every array goes; by default the first device.
+      sharding: where every array goes; by default this process's first device.
     """
     step = self._newest()
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = sharding or jax.sharding.SingleDeviceSharding(
+      jax.local_devices()[0]
+    )
     try:
       parts = [
         self._manager.restore(
@@ -229,6 +238,8 @@ class Checkpoints:
         )
 
   def _require_space(self, needed: int) -> None:
+    if files.is_remote(self._workdir):
+      return  # buckets do not fill
     free = shutil.disk_usage(self._workdir).free
     if needed > free:
       raise OSError(_no_space(self._folder, needed, free))
@@ -236,7 +247,8 @@ class Checkpoints:
   def _explained(self, error: Exception, needed: int | None) -> Exception:
     """A full disk in words; any other error as it is."""
     full = getattr(error, "errno", None) == errno.ENOSPC
-    if not full and "No space left" not in str(error):
+    full = full or "No space left" in str(error)
+    if not full or files.is_remote(self._workdir):
       return error
     free = shutil.disk_usage(self._workdir).free
     return OSError(_no_space(self._folder, needed, free))
@@ -273,7 +285,7 @@ def _bytes(arrays: Any) -> int:
   return sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
 
 
-def _no_space(folder: pathlib.Path, needed: int | None, free: int) -> str:
+def _no_space(folder: epath.Path, needed: int | None, free: int) -> str:
   wanted = "more" if needed is None else f"{needed:,} bytes"
   return (
     f"{folder}: no space for a checkpoint: it needs {wanted}, {free:,} bytes "

@@ -3,20 +3,21 @@
 from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
-import pathlib
+import os
 import signal
 import threading
 import types
 from typing import Any, Protocol
 
+from etils import epath
 from flax import nnx
 import jax
 import numpy as np
 
 from rcmed_jax.model import config as model_configs
 from rcmed_jax.model import rcmed
+from rcmed_jax.parallel import hosts, rules
 from rcmed_jax.parallel import mesh as meshes
-from rcmed_jax.parallel import rules
 from rcmed_jax.train import checkpoints as checkpoint_files
 from rcmed_jax.train import initial, logs, losses
 from rcmed_jax.train import optimizer as optimizers
@@ -85,7 +86,7 @@ def train(
   optimizer_config: optimizers.OptimizerConfig,
   mesh_config: meshes.MeshConfig,
   make_data: Callable[[], Batches],
-  workdir: str | pathlib.Path,
+  workdir: str | os.PathLike[str],
   evaluators: Mapping[str, Evaluator] = types.MappingProxyType({}),
   weights: Mapping[str, Any] | None = None,
 ) -> rcmed.RCMed:
@@ -93,8 +94,10 @@ def train(
 
   Args:
     model_config, config, optimizer_config, mesh_config: the settings.
-    make_data: makes the iterator of this process' share of each batch.
-    workdir: takes checkpoints, metrics.jsonl and TensorBoard files.
+    make_data: makes the iterator of this process' share of each batch, as
+      `mesh.batch_part` tells it.
+    workdir: takes checkpoints, metrics.jsonl and TensorBoard files; a folder
+      that all processes see, or gs://.
     evaluators: by name; each takes the model and returns numbers. The model's
       arrays are overwritten by the next step: do not keep them.
     weights: arrays by dotted path that a new run starts from; None: from
@@ -103,9 +106,10 @@ def train(
   Raises:
     FloatingPointError: at the first loss or gradient that is not finite; the
       last checkpoint stays.
-    SystemExit: after SIGINT or SIGTERM, with a checkpoint written.
+    SystemExit: after SIGINT (code 130) or SIGTERM (`hosts.STOPPED`) of any
+      process, in all after the same step, with a checkpoint written.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = epath.Path(workdir)
   mesh = meshes.make_mesh(mesh_config)
   _check_batch(config, mesh)
   optimizer = optimizers.make_optimizer(optimizer_config, config.steps)
@@ -146,12 +150,15 @@ def train(
         state = initial.with_weights(state, weights)
     log = stack.enter_context(
       logs.Log(workdir, start=start, steps=config.steps)
+      if hosts.is_first()
+      else logs.Silence()
     )
     for sentence in layout.replicated:
       log.say(sentence)
     if start:
       log.say(f"{workdir}: going on after step {start}.")
     stop = stack.enter_context(_StopSignals())
+    vote = hosts.Vote(mesh)
 
     pending: list[_Done] = []  # since the last log
     upcoming = _fetch(data, mesh, start)
@@ -167,8 +174,8 @@ def train(
         jax.block_until_ready(metrics)
         log.restart_clock()  # compilation is no part of the rate
 
-      stopped = stop.signal
-      last = step == config.steps or stopped is not None
+      stopped = vote.cast(stop.signal)
+      last = step == config.steps or stopped
       writes = last or step % config.log_every == 0
       saves = last or step % config.checkpoint_every == 0
       evaluates = step == config.steps or (
@@ -185,20 +192,20 @@ def train(
         pending = []
       if saves:
         checkpoints.save(state, batch.data_state, meta)
-      if evaluates and stopped is None:
+      if evaluates and not stopped:
         model = nnx.merge(layout.graphdef, state.trainable, state.frozen)
         for name, evaluate in evaluators.items():
           scores = evaluate(model)
           log.write(step, {f"{name}/{k}": v for k, v in scores.items()})
       if saves or evaluates:
         log.restart_clock()
-      if stopped is not None:
+      if stopped:
         checkpoints.wait()
         log.say(
-          f"Stopped by {stopped.name} after step {step}, saved in "
-          f"{workdir}. The same command goes on from there."
+          f"Stopped by {signal.Signals(stopped).name} after step {step}, saved "
+          f"in {workdir}. The same command goes on from there."
         )
-        raise SystemExit(128 + stopped)
+        raise SystemExit(_exit_code(stopped))
   return nnx.merge(layout.graphdef, state.trainable, state.frozen)
 
 
@@ -229,7 +236,7 @@ def _fetch(data: Batches, mesh: jax.sharding.Mesh, step: int) -> _Fetched:
   return _Fetched(arrays, batch["record_B"], data.get_state())
 
 
-def _require_finite(done: list[_Done], workdir: pathlib.Path) -> None:
+def _require_finite(done: list[_Done], workdir: epath.Path) -> None:
   for one in done:
     if one.metrics["non_finite"]:
       values = {k: float(v) for k, v in one.metrics.items()}
@@ -252,6 +259,11 @@ def _means(done: list[_Done]) -> dict[str, float]:
   }
 
 
+def _exit_code(stopped: int) -> int:
+  """A person's Ctrl-C is final; a scheduler's SIGTERM asks to come back."""
+  return hosts.STOPPED if stopped == signal.SIGTERM else 128 + stopped
+
+
 class _StopSignals:
   """Notes SIGINT and SIGTERM while it is entered; a second one acts at once.
 
@@ -259,7 +271,7 @@ class _StopSignals:
   """
 
   def __init__(self) -> None:
-    self.signal: signal.Signals | None = None
+    self.signal = 0
     self._before: dict[signal.Signals, Any] = {}
 
   def __enter__(self) -> "_StopSignals":
@@ -273,5 +285,5 @@ class _StopSignals:
       signal.signal(number, handler)
 
   def _note(self, number: int, _: object) -> None:
-    self.signal = signal.Signals(number)
-    signal.signal(number, self._before[self.signal])
+    self.signal = number
+    signal.signal(number, self._before[signal.Signals(number)])

@@ -67,3 +67,16 @@ def test_a_broken_file_is_named(tmp_path, line):
     file.write(line)
   with pytest.raises(DataError, match=r"quarantine.jsonl: line 2: .*Delete"):
     Quarantine(path)
+
+
+def test_items_of_another_process_are_taken_once(tmp_path):
+  ours, theirs = (Quarantine(tmp_path / name) for name in "ab")
+  for quarantine, names in ((ours, "xy"), (theirs, "yz")):
+    for name in names:
+      quarantine.add(DataError(name, "image", "is broken", "Mend it"))
+  ours.take(tmp_path / "b")
+  assert len(ours) == 3
+  kept = Quarantine(tmp_path / "a")
+  assert len(kept) == 3
+  lines = (tmp_path / "a").read_text().splitlines()
+  assert [json.loads(line)["path"] for line in lines] == ["x", "y", "z"]

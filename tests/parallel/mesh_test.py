@@ -1,4 +1,8 @@
+import dataclasses
+import types
+
 import jax
+import numpy as np
 import pytest
 
 from rcmed_jax.parallel import mesh as meshes
@@ -29,3 +33,84 @@ def test_given_devices():
 def test_wrong_sizes(config, message):
   with pytest.raises(ValueError, match=message):
     meshes.make_mesh(config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What a mesh asks a device for."""
+
+  id: int
+  process_index: int
+  slice_index: int = 0
+  platform: str = "tpu"
+  device_kind: str = "unknown"
+  core_on_chip: int = 0
+
+  @property
+  def coords(self):
+    """Of a slice of eight: two by four."""
+    return self.id % 8 // 4, self.id % 4, 0
+
+
+def chips(slices, hosts, each, platform="tpu"):
+  """Devices in any order: slices of hosts of chips."""
+  found = [
+    Chip((s * hosts + h) * each + chip, s * hosts + h, s, platform=platform)
+    for s in range(slices)
+    for h in range(hosts)
+    for chip in range(each)
+  ]
+  return found[::2] + found[1::2]
+
+
+def in_order(devices, sizes):
+  """A mesh of devices in their order, as far as `batch_part` looks at it."""
+  line = np.array(sorted(devices, key=lambda chip: chip.id))
+  return types.SimpleNamespace(
+    devices=line.reshape(sizes),
+    shape=dict(zip(meshes.MESH_AXES, sizes, strict=True)),
+  )
+
+
+def test_only_the_slice_axis_crosses_slices():
+  config = meshes.MeshConfig(slice=-1, data=1, fsdp=4, tensor=2)
+  mesh = meshes.make_mesh(config, chips(2, 2, 4))
+  assert dict(mesh.shape) == {"slice": 2, "data": 1, "fsdp": 4, "tensor": 2}
+  for index, part in enumerate(mesh.devices):
+    assert {chip.slice_index for chip in part.flat} == {index}
+  assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_weights_are_not_cut_between_slices(size):
+  with pytest.raises(ValueError, match=f"mesh.slice={size}.*set mesh.slice=2"):
+    meshes.make_mesh(meshes.MeshConfig(slice=size), chips(2, 2, 4))
+
+
+def test_machines_of_gpus_may_be_one_slice():
+  config = meshes.MeshConfig(data=1, fsdp=16)
+  mesh = meshes.make_mesh(config, chips(2, 2, 4, platform="gpu"))
+  assert mesh.shape["fsdp"] == 16
+
+
+@pytest.mark.parametrize(
+  "sizes, part, parts",
+  [
+    # Two hosts of four chips; this process is the second.
+    ((1, 8, 1, 1), 1, 2),
+    ((1, 1, 4, 2), 1, 2),
+    ((1, 2, 1, 4), 1, 2),
+    ((1, 1, 1, 8), 0, 1),  # both hold every row
+  ],
+)
+def test_part_of_the_batch_of_a_process(monkeypatch, sizes, part, parts):
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  mesh = in_order(chips(1, 2, 4), sizes)
+  assert meshes.batch_part(mesh) == (part, parts)
+
+
+def test_rows_that_processes_share_in_part_are_refused():
+  # Three hosts of two chips; tensor=3 lies across one and a half of them.
+  mesh = in_order(chips(1, 3, 2), (1, 2, 1, 3))
+  with pytest.raises(ValueError, match=r"unevenly; choose a mesh\.tensor"):
+    meshes.batch_part(mesh)

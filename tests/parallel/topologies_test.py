@@ -39,3 +39,30 @@ def test_every_generation_with_a_memory_is_known_to_the_compiler():
   for name in ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"):
     assert np.size(topologies.devices(name)) >= 4
     assert name.partition(":")[0] in topologies.MEMORY_GIB
+
+
+def test_only_gradients_leave_a_slice():
+  config = mesh.MeshConfig(slice=2, data=1, fsdp=4, tensor=2)
+  of = mesh.make_mesh(config, topologies.devices("v5e:2x4", 2).tolist())
+
+  def given(shape, *spec):
+    sharding = jax.sharding.NamedSharding(of, jax.sharding.PartitionSpec(*spec))
+    return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding)
+
+  rows = given((64, 256), mesh.BATCH_AXES)
+  weights = given((256, 256), "fsdp", "tensor")
+  # The gradient needs all rows; a pass forward needs all weights, but those
+  # that the other slice has are here as well.
+  forward = jax.jit(lambda w, x: x @ w, out_shardings=rows.sharding)
+  backward = jax.jit(
+    jax.grad(lambda w, x: jnp.sum(jnp.square(x @ w))),
+    out_shardings=weights.sharding,
+  )
+  with jax.set_mesh(of):
+    texts = [
+      step.lower(weights, rows).compile().as_text()
+      for step in (forward, backward)
+    ]
+  # What the compiler calls a transfer over the data-centre network.
+  assert ["Megascale" in text for text in texts] == [False, True]
+  assert "all-gather" in texts[0]

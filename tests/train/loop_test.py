@@ -11,6 +11,7 @@ from tensorboardX.proto import event_pb2
 import toy
 
 from rcmed_jax.model import rcmed
+from rcmed_jax.parallel import hosts
 from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.train import checkpoints as checkpoint_files
 from rcmed_jax.train import loop, losses
@@ -109,7 +110,7 @@ def test_stopped_and_resumed_equals_uninterrupted(whole, tmp_path, capsys):
   handler = signal.getsignal(signal.SIGTERM)
   with pytest.raises(SystemExit) as caught:
     train(first, tmp_path)
-  assert caught.value.code == 128 + signal.SIGTERM
+  assert caught.value.code == hosts.STOPPED
   assert signal.getsignal(signal.SIGTERM) is handler
   assert "Stopped by SIGTERM after step 6" in capsys.readouterr().err
 

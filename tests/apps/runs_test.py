@@ -1,0 +1,42 @@
+import json
+
+import pytest
+
+from rcmed_jax.apps import runs, settings
+from rcmed_jax.data import phantoms
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+  data = tmp_path_factory.mktemp("data")
+  phantoms.write(data, 9, seed=0)
+  index = f"--config.data.index={data / 'image2label_train.json'}"
+  return settings.parse(["--config=configs/demo.py:tiny", index])
+
+
+def test_resume_says_whether_there_may_be_a_run(told, tmp_path):
+  with pytest.raises(ValueError, match="holds no run to go on with"):
+    runs.start(told, tmp_path, resume="required")
+  runs.start(told, tmp_path, resume="never")
+  runs.start(told, tmp_path, resume="required")
+  runs.start(told, tmp_path)
+  with pytest.raises(ValueError, match="holds a run; give another"):
+    runs.start(told, tmp_path, resume="never")
+
+
+def test_what_other_processes_could_not_use_is_taken_in(told, tmp_path):
+  def item(name):
+    return json.dumps({"path": name, "field": "image", "reason": "", "x": 0})
+
+  (tmp_path / "quarantine.jsonl").write_text(item("a") + "\n")
+  # Left by processes that were killed.
+  (tmp_path / "quarantine-1.jsonl").write_text(f"{item('a')}\n{item('b')}\n")
+  (tmp_path / "quarantine-12.jsonl").write_text(item("c") + "\n")
+  run = runs.start(told, tmp_path)
+  assert len(run.quarantine) == 3
+  (tmp_path / "quarantine-2.jsonl").write_text(item("d") + "\n")
+  run.gather_quarantine()
+  assert len(run.quarantine) == 4
+  assert not list(tmp_path.glob("quarantine-*"))
+  lines = (tmp_path / "quarantine.jsonl").read_text().splitlines()
+  assert [json.loads(line)["path"] for line in lines] == list("abcd")

@@ -1,0 +1,58 @@
+import pathlib
+
+import pytest
+
+from rcmed_jax.data import files
+
+
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+  """A folder that is taken for a bucket, and a clock."""
+  now = [1000.0]
+  monkeypatch.setattr(files, "is_remote", lambda path: True)
+  monkeypatch.setattr(files.time, "monotonic", lambda: now[0])
+  return tmp_path, now
+
+
+def test_lines_on_a_disk_are_there_at_once(tmp_path):
+  path = tmp_path / "new" / "a.jsonl"
+  file = files.LineFile(path)
+  assert file.lines() == []
+  file.add("one")
+  file.add("two")
+  assert path.read_text() == "one\ntwo\n"
+  again = files.LineFile(path)
+  assert again.lines() == ["one\n", "two\n"]
+  again.replace(["one\n"])
+  again.add("three")
+  assert path.read_text() == "one\nthree\n"
+
+
+def test_lines_in_a_bucket_come_every_ten_seconds(bucket):
+  folder, now = bucket
+  path = folder / "a.jsonl"
+  path.write_text("before\n")
+  file = files.LineFile(path)
+  file.add("one")
+  assert path.read_text() == "before\none\n"
+  now[0] += 9.9
+  file.add("two")
+  assert path.read_text() == "before\none\n"
+  now[0] += 0.2
+  file.add("three")
+  assert path.read_text() == "before\none\ntwo\nthree\n"
+  file.add("four")
+  file.flush()
+  assert path.read_text() == "before\none\ntwo\nthree\nfour\n"
+  path.unlink()
+  file.flush()  # nothing is behind
+  assert not path.exists()
+
+
+@pytest.mark.parametrize(
+  "path, remote", [("gs://bucket/run", True), ("/a/b", False), ("a:b", False)]
+)
+def test_a_bucket_is_known_by_its_name(path, remote):
+  assert files.is_remote(path) == remote
+  found = str(files.absolute(path))
+  assert found == (path if remote else str(pathlib.Path(path).absolute()))

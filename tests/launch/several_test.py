@@ -1,0 +1,157 @@
+"""Two processes of four devices train as one of eight does; minutes."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import imports
+import jax
+import numpy as np
+import pytest
+
+from rcmed_jax.data import phantoms
+from rcmed_jax.parallel import hosts
+from rcmed_jax.train import checkpoints
+
+pytestmark = pytest.mark.heavy
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+  """Starts `rcmed train` of the toy, on one process or on two."""
+  data = tmp_path_factory.mktemp("data")
+  phantoms.write(data, 27, seed=0)
+  # A picture that is none, and a mask that is: each fault once for all.
+  broken = sorted((data / "images").iterdir())[5]
+  broken.write_bytes(b"no picture")
+
+  def start(workdir: pathlib.Path, processes: int, *arguments: str):
+    command = (
+      *("train", "--config=configs/demo.py:tiny", f"--workdir={workdir}"),
+      f"--config.data.index={data / 'image2label_train.json'}",
+      *("--config.mesh.data=-1", "--config.mesh.fsdp=2"),
+      *("--config.train.batch_size=8", f"--config.train.steps={STEPS}"),
+      *("--config.train.log_every=1", "--config.train.checkpoint_every=1000"),
+      *arguments,
+    )
+    local = ("launch/local.py", "--processes", "2", "--devices", "4", "--")
+    starter = local if processes == 2 else ("-m", "rcmed_jax")
+    return subprocess.Popen(
+      [sys.executable, *starter, *command],
+      cwd=imports.ROOT,
+      stderr=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+
+  return start
+
+
+def finish(child):
+  """Waits for the end; exit code and all that was said."""
+  out, err = child.communicate()
+  return child.returncode, out + err
+
+
+def losses(workdir):
+  """Step -> loss."""
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return {row["step"]: row["loss"] for row in map(json.loads, lines)}
+
+
+def weights(workdir):
+  with checkpoints.Checkpoints(workdir) as saved:
+    assert saved.latest() == STEPS
+    return saved.weights()
+
+
+def assert_close(one, other):
+  np.testing.assert_allclose(
+    list(one.values()), list(other.values()), rtol=1e-5
+  )
+
+
+@pytest.fixture(scope="module")
+def two(train, tmp_path_factory):
+  """The folder of a run of two processes without a break."""
+  workdir = tmp_path_factory.mktemp("runs") / "two"
+  code, said = finish(train(workdir, 2))
+  assert code == 0, said
+  assert said.count("[0] train: 1 items could not be used") == 1
+  assert "[1] train: 1 items" not in said
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def stopped(train, two, tmp_path_factory):
+  """Folders of one run that stopped at some step, twice."""
+  first, second = (tmp_path_factory.mktemp("runs") / name for name in "ab")
+  child = train(first, 2)
+  wanted = random.randrange(3, STEPS - 6)
+  log = first / "metrics.jsonl"
+  while child.poll() is None:
+    if log.exists() and len(log.read_text().splitlines()) >= wanted:
+      break
+    time.sleep(0.02)
+  listed = pathlib.Path(f"/proc/{child.pid}/task/{child.pid}/children")
+  # One alone is told, and not the one that writes.
+  os.kill(int(listed.read_text().split()[1]), signal.SIGTERM)
+  code, said = finish(child)
+  assert code == hosts.STOPPED, said
+  assert "[0] Stopped by SIGTERM after step" in said
+  assert wanted <= len(losses(first)) < STEPS
+  second.parent.mkdir(exist_ok=True)
+  subprocess.run(["cp", "-r", first, second], check=True)
+  return first, second
+
+
+def test_two_processes_equal_one(train, two, tmp_path):
+  code, said = finish(train(tmp_path / "one", 1))
+  assert code == 0, said
+  one = losses(tmp_path / "one")
+  assert list(one) == list(range(1, STEPS + 1))
+  assert_close(losses(two), one)
+  largest = max(
+    float(np.max(np.abs(a - b)) / np.max(np.abs(b)))
+    for a, b in zip(
+      jax.tree.leaves(weights(two)),
+      jax.tree.leaves(weights(tmp_path / "one")),
+      strict=True,
+    )
+  )
+  assert largest < 1e-5
+
+
+def test_only_one_process_writes(two):
+  found = {path.name for path in two.iterdir()}
+  assert found == {
+    *("checkpoints", "metrics.jsonl", "quarantine.jsonl", "settings.json"),
+    *("tensorboard", "tokenizer.model"),
+  }
+  assert len(list((two / "tensorboard").iterdir())) == 1
+  (fault,) = (two / "quarantine.jsonl").read_text().splitlines()
+  assert json.loads(fault)["field"] == "image"
+
+
+def test_stopped_and_resumed_equals_uninterrupted(train, two, stopped):
+  workdir, _ = stopped
+  code, said = finish(train(workdir, 2, "--resume=required"))
+  assert code == 0, said
+  assert losses(workdir) == losses(two)  # to the last bit
+  jax.tree.map(np.testing.assert_array_equal, weights(workdir), weights(two))
+
+
+def test_resumed_by_one_process_takes_the_same_samples(train, two, stopped):
+  _, workdir = stopped
+  code, said = finish(train(workdir, 1, "--resume=required"))
+  assert code == 0, said
+  # Other samples, or another order, would show in the second digit.
+  assert list(losses(workdir)) == list(range(1, STEPS + 1))
+  assert_close(losses(workdir), losses(two))

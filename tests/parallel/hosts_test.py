@@ -1,0 +1,98 @@
+"""One process in this one, two in programs that launch/local.py starts."""
+
+import sys
+import time
+
+import jax
+import pytest
+
+from launch import local
+from rcmed_jax.parallel import hosts
+from rcmed_jax.parallel import mesh as meshes
+
+PROGRAM = """
+import sys
+import jax
+from rcmed_jax.parallel import hosts, places
+from rcmed_jax.parallel import mesh as meshes
+
+with hosts.started(places.find()):
+  process = jax.process_index()
+  assert jax.device_count() == 4 and jax.local_device_count() == 2
+"""
+AGREE = """
+  assert hosts.is_first() == (process == 0)
+  assert hosts.first_decides(process == 0) is True
+  assert hosts.first_decides(process == 1) is False
+  done = []
+  hosts.first_does(lambda: done.append(process))
+  assert done == [0] * (process == 0)
+
+  def fail():
+    raise OSError("no room on the disk")
+
+  try:
+    hosts.first_does(fail)
+  except (OSError, ValueError) as error:
+    print("told:", error)
+
+  vote = hosts.Vote(meshes.make_mesh(meshes.MeshConfig(fsdp=2)))
+  cast = [0, 0, 15 if process == 1 else 0, 0, 2]
+  print("votes:", [vote.cast(number) for number in cast])
+  print("part:", meshes.batch_part(meshes.make_mesh(meshes.MeshConfig())))
+  whole = meshes.MeshConfig(data=1, tensor=4)
+  print("all:", meshes.batch_part(meshes.make_mesh(whole)))
+"""
+FAIL = """
+  if process == 1:
+    print("process 1 fails", file=sys.stderr)
+    raise ValueError("bad record")
+  hosts.barrier("never")
+"""
+
+
+def run_two(folder, body, **options):
+  program = folder / "program.py"
+  program.write_text(PROGRAM + body)
+  port = local.free_port()
+  environ = dict(local.os.environ) | {"PYTHONPATH": "."}
+  return local.run(
+    [sys.executable, str(program)],
+    [local.environment(i, 2, 2, port, environ) for i in range(2)],
+    **options,
+  )
+
+
+def test_two_processes_agree(tmp_path, capsys):
+  assert run_two(tmp_path, AGREE) == 0
+  out = capsys.readouterr().out
+  assert "[0] told: no room on the disk\n" in out
+  assert "[1] told: process 0: no room on the disk\n" in out
+  for process in range(2):
+    # Each learns the step before's outcome, whoever cast.
+    assert f"[{process}] votes: [0, 0, 0, 15, 0]\n" in out
+    assert f"[{process}] part: ({process}, 2)\n" in out
+    assert f"[{process}] all: (0, 1)\n" in out
+
+
+def test_one_that_fails_waits_for_nobody(tmp_path, capsys):
+  since = time.monotonic()
+  # jax alone would wait five minutes for a farewell of the other.
+  assert run_two(tmp_path, FAIL, grace_s=5) == 2
+  assert time.monotonic() - since < 120
+  err = capsys.readouterr().err
+  assert "[1] ValueError: bad record" in err
+  assert "[1] left with" in err
+
+
+def test_one_process_asks_nobody():
+  mesh = meshes.make_mesh(meshes.MeshConfig())
+  assert [hosts.Vote(mesh).cast(number) for number in (0, 15)] == [0, 15]
+  assert hosts.is_first() and jax.process_count() == 1
+  assert hosts.first_decides(True) and not hosts.first_decides(False)
+
+  def fail():
+    raise OSError("as it was")
+
+  with pytest.raises(OSError, match="as it was"):
+    hosts.first_does(fail)
