@@ -139,11 +139,7 @@ def _tpu(
   scale: float,
   interpret: bool,
 ) -> jax.Array:
-  """The kernels in the layout that they take: feature-major, grid filled up.
-
-  Filling up costs no memory where it only reaches the next 128 lanes: a
-  window of 14 x 14 takes 256 of them either way.
-  """
+  """The kernels in the layout that they take: feature-major, grid filled up."""
   rows, columns = rel_h_MPY.shape[-1], rel_w_MPX.shape[-1]
   to_rows, to_columns = relpos_attention_tpu.padded_grid(rows, columns)
   below, right = (0, to_rows - rows), (0, to_columns - columns)

@@ -56,13 +56,13 @@ def refusal(
 def padded_grid(rows: int, columns: int) -> tuple[int, int]:
   """The rows and columns that the kernels take in place of a grid's own.
 
-  A row of keys fills whole sublanes; on large grids a block of rows also fills
-  whole lanes: 14 x 14 becomes 14 x 16 and 33 x 64 becomes 34 x 64.
+  Small grids stay as they are. On large ones a row of keys fills whole
+  sublanes and a block of rows whole lanes: 33 x 62 becomes 34 x 64.
   """
+  if rows * columns <= TILE_PATCHES:
+    return rows, columns
   columns += -columns % SUBLANES
-  if rows * columns > TILE_PATCHES:
-    rows += -rows % row_step(columns)
-  return rows, columns
+  return rows + -rows % row_step(columns), columns
 
 
 def product(left: jax.Array, right: jax.Array, contract: Any) -> jax.Array:

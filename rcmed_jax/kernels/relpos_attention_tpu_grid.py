@@ -222,7 +222,7 @@ def _backward_body(
     row_h_YP = rel_h_YP[block * block_rows : (block + 1) * block_rows]
     scores_YXP = scores_YXP * (scale * LOG2E) + rel_w_XP[None]
     weights_YXP = jnp.exp2(scores_YXP + row_h_YP[:, None])
-    dscores_YXP = weights_YXP * (dweights_YXP - delta_1P)
+    dscores_YXP = weights_YXP * (dweights_YXP - delta_1P[None])
     drel_w_XP += jnp.sum(dscores_YXP, axis=0)
     drel_h_ref[0, rows, :] = jnp.sum(dscores_YXP, axis=1)
     weights_SP = weights_YXP.reshape(keys, queries).astype(q_HP.dtype)

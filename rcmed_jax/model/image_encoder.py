@@ -211,10 +211,14 @@ class Attention(nnx.Module):
   def __call__(self, tokens_BYXD: jax.Array) -> jax.Array:
     batch, rows, columns, width = tokens_BYXD.shape
     head_width = width // self.heads
-    qkv = self.qkv(tokens_BYXD).reshape(
+    # Rows and columns join before the projection: a TPU pads 14 to 16 else.
+    tokens_BPD = tokens_BYXD.reshape(batch, rows * columns, width)
+    qkv = self.qkv(tokens_BPD).reshape(
       batch, rows * columns, 3, self.heads, head_width
     )
-    q_BNPH, k_BNPH, v_BNPH = qkv.transpose(2, 0, 3, 1, 4)
+    q_BNPH, k_BNPH, v_BNPH = (
+      qkv[:, :, part].transpose(0, 2, 1, 3) for part in range(3)
+    )
     q_BNYXH = q_BNPH.reshape(batch, self.heads, rows, columns, head_width)
     rel_h_BNYXS = jnp.einsum(
       "BNYXH,YSH->BNYXS",

@@ -16,6 +16,7 @@ from rcmed_jax import axes
 from rcmed_jax.model import config as configs
 from rcmed_jax.model import image_encoder as encoders
 from rcmed_jax.model.mask_decoder import MaskDecoder
+from rcmed_jax.parallel import topologies
 
 # Two stages of two windowed blocks and a global one, on a 4 x 4 grid that the
 # windows of 3 do not divide.
@@ -230,6 +231,79 @@ def test_refuses_uneven_stages(depth, global_blocks):
     encoders.ImageEncoder(
       dataclasses.replace(TOY, image=image), rngs=nnx.Rngs(0)
     )
+
+
+def test_the_kernel_gives_the_numbers_of_the_reference(monkeypatch):
+  """Values and every parameter's gradient, through scan and remat."""
+  for name in ("relpos_attention", "window_relpos_attention"):
+    op = getattr(encoders, name)
+    monkeypatch.setattr(encoders, name, functools.partial(op, interpret=True))
+  found = []
+  for attention in ("pallas", "reference"):
+    image = dataclasses.replace(
+      TOY.image, width=32, depth=2, global_blocks=(1,), attention=attention
+    )
+    config = dataclasses.replace(TOY, image=image)
+    encoder = _make(encoders.ImageEncoder, config)
+
+    def total(encoder, image):
+      tokens, pixels = encoder(image)
+      return (tokens**3).mean() + (pixels**3).mean(), (tokens, pixels)
+
+    slope, outputs = jax.jit(jax.grad(total, has_aux=True))(
+      encoder, _image(config, 1)
+    )
+    found.append((nnx.to_pure_dict(nnx.state(slope)), outputs))
+  assert jax.tree.all(jax.tree.map(lambda leaf: leaf.any(), found[1]))
+  close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6)
+  jax.tree.map(close, *found)
+
+
+def test_an_unknown_attention_is_refused():
+  image = dataclasses.replace(TOY.image, attention="fast")
+  with pytest.raises(ValueError, match=r"model\.image\.attention='fast'"):
+    dataclasses.replace(TOY, image=image)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+  ("attention", "fits"), [("pallas", True), ("reference", False)]
+)
+def test_full_size_trains_on_one_small_chip_with_the_kernel(attention, fits):
+  """ViT-H, 8 images, forward and backward, against 14 of v5e's 16 GiB."""
+  pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
+  image = configs.ImageEncoderConfig(attention=attention)
+  config = configs.ModelConfig(image=image, dtype="bfloat16")
+  mesh = jax.sharding.Mesh(topologies.devices("v5e:2x4")[:1], ("x",))
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  with nnx.use_eager_sharding(False):
+    encoder = nnx.eval_shape(
+      lambda: encoders.ImageEncoder(config, rngs=nnx.Rngs(0))
+    )
+  graph, weights = nnx.split(encoder)
+  pixels = jax.ShapeDtypeStruct((8, 1024, 1024, 3), jnp.float32)
+  weights, pixels = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+    (weights, pixels),
+  )
+
+  def total(weights, pixels):
+    outputs = nnx.merge(graph, weights)(pixels)
+    return sum((leaf.astype(jnp.float32) ** 2).mean() for leaf in outputs)
+
+  with jax.set_mesh(mesh):
+    lowered = jax.jit(jax.grad(total)).lower(weights, pixels)
+  try:
+    memory = lowered.compile().memory_analysis()
+  except jax.errors.JaxRuntimeError as error:
+    assert "RESOURCE_EXHAUSTED" in str(error) and not fits
+    return
+  used = (
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    + memory.temp_size_in_bytes
+  )
+  assert (used <= 14 * 2**30) == fits, f"{used / 2**30:.1f} GiB"
 
 
 @pytest.mark.parametrize(
