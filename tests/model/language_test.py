@@ -163,9 +163,9 @@ def test_rematerialization_keeps_gradients():
   [
     ("full", 1),  # the layer's input
     ("attention", 2),  # and what attention gives
-    # Input, q, k, v and what attention gives; gate and up, each 2 D wide here.
-    # What the outputs of o and down are needed for is a sum alone.
-    ("dots", 5 + 4),
+    # Input, q, k, v, what attention gives, o; gate and up, each 2 D wide here.
+    # What down gives is needed by nothing but the next layer's input.
+    ("dots", 6 + 4),
   ],
 )
 def test_each_policy_keeps_what_it_says(remat, widths, capsys):
