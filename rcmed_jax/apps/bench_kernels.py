@@ -20,6 +20,8 @@ SIZES = ("toy", "small", "full")
 Shapes = dict[str, jax.ShapeDtypeStruct]  # of an op's operands, by name
 Refusals = Mapping[str, str | None]
 
+CORRELATION_HEADS = 8  # the model's own
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Op:
@@ -222,9 +224,15 @@ def _run_relpos(*, q_MPH: jax.Array, implementation: str, **operands: Any):
   )
 
 
-def _reference_only(shapes: Shapes) -> Refusals:
-  del shapes
-  return {choice.REFERENCE: None}
+def _relpos_refusals(shapes: Shapes) -> Refusals:
+  return relpos.refusals(**shapes)
+
+
+def _correlation_refusals(shapes: Shapes) -> Refusals:
+  operands = ("query_BPC", "value_BPC", "key_BTC", "value_BTC")
+  return correlation.refusals(
+    *(shapes[name] for name in operands), heads=CORRELATION_HEADS
+  )
 
 
 _LANGUAGE_SIZES = dict(
@@ -242,7 +250,7 @@ OPS: dict[str, Op] = {
     ),
     shapes=_relpos_shapes,
     run=_run_relpos,
-    refusals=_reference_only,
+    refusals=_relpos_refusals,
   ),
   "relpos_windows": Op(
     sizes=dict(
@@ -252,7 +260,7 @@ OPS: dict[str, Op] = {
     ),
     shapes=_relpos_shapes,
     run=_run_relpos,
-    refusals=_reference_only,
+    refusals=_relpos_refusals,
   ),
   "correlation": Op(
     sizes=dict(
@@ -261,8 +269,10 @@ OPS: dict[str, Op] = {
       full=dict(B=1, P=4096, T=512, C=256),
     ),
     shapes=_correlation_shapes,
-    run=functools.partial(correlation.correlation_attention, heads=8),
-    refusals=_reference_only,
+    run=functools.partial(
+      correlation.correlation_attention, heads=CORRELATION_HEADS
+    ),
+    refusals=_correlation_refusals,
   ),
   "causal": Op(
     sizes=_LANGUAGE_SIZES,
