@@ -42,7 +42,7 @@ REMAT: dict[str | bool, Callable[..., Any]] = {
   # and what its attention gives (`attended`): 2 D. It saves making attention
   # again where that is a kernel which names what its own backward pass needs.
   "attention": _POLICIES.save_only_these_names(_ATTENTION),
-  # and what its products with weights give: q, k, v, o, gate and up, about 11 D.
+  # and what its products with weights give: q, k, v, o, gate, up, about 11 D.
   # Norms, activations and scores are made again.
   "dots": _POLICIES.save_only_these_names(_ATTENTION, _PRODUCT),
 }
