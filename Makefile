@@ -10,18 +10,19 @@ RUN := $(VENV)/bin/python -m
 READY := $(VENV)/ready
 REFERENCE := $(VENV)/reference
 COMPILER := $(VENV)/compiler
+LAUNCH := $(VENV)/launch
 
 .PHONY: demo test heavy lint lock reference clean
 
 demo: $(READY)
 	$(RUN) rcmed_jax demo
 
-test: $(READY) $(REFERENCE) $(COMPILER)
+test: $(READY) $(REFERENCE) $(COMPILER) $(LAUNCH)
 	$(RUN) pytest -n $(JOBS) --cov=rcmed_jax --cov-fail-under=85
 	$(MAKE) lint
 
 # pytest leaves with 5 where it found no test.
-heavy: $(READY) $(REFERENCE) $(COMPILER)
+heavy: $(READY) $(REFERENCE) $(COMPILER) $(LAUNCH)
 	$(RUN) pytest -m heavy || test $$? -eq 5
 
 lint: $(READY)
@@ -46,6 +47,10 @@ lock: $(READY)
 	  --constraint requirements.lock --python-version 3.11 --no-annotate \
 	  --generate-hashes --no-emit-index-url --no-header \
 	  --output-file requirements-compiler.lock
+	$(RUN) uv pip compile --quiet --upgrade --group launch \
+	  --constraint requirements.lock --python-version 3.11 --no-annotate \
+	  --generate-hashes --no-emit-index-url --no-header \
+	  --output-file requirements-launch.lock
 
 clean:
 	rm -rf $(VENV) .cache .coverage .pytest_cache .ruff_cache dist
@@ -71,4 +76,11 @@ $(COMPILER): requirements-compiler.lock $(READY)
 	$(RUN) pip install --quiet --no-deps --require-hashes \
 	  -r requirements-compiler.lock || echo "No TPU compiler for this machine; \
 	  what compiles for TPUs will be skipped."
+	touch $@
+
+# A fake of Google's storage, and Kubernetes' schemas.
+$(LAUNCH): requirements-launch.lock $(READY)
+	$(RUN) pip install --quiet --no-deps --require-hashes \
+	  -r requirements-launch.lock || echo "No fakes of a cloud here; what needs \
+	  them will be skipped."
 	touch $@
