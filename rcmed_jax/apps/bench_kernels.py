@@ -225,7 +225,7 @@ def _run_relpos(*, q_MPH: jax.Array, implementation: str, **operands: Any):
 
 
 def _relpos_refusals(shapes: Shapes) -> Refusals:
-  return relpos.refusals(**shapes)
+  return relpos.refusals(*shapes.values())
 
 
 def _correlation_refusals(shapes: Shapes) -> Refusals:

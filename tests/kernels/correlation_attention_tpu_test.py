@@ -179,7 +179,7 @@ def test_bfloat16_matches_the_formula_over_several_blocks():
   _check(found, _formula(arrays, 2), 1e-2)
 
 
-@pytest.mark.heavy
+@pytest.mark.unproven
 @pytest.mark.parametrize(
   "shape, heads",
   [
@@ -193,7 +193,7 @@ def test_more_shapes_match_the_formula(shape, heads):
   _check(_kernel(arrays, heads=heads), _formula(arrays, heads), 5e-6)
 
 
-@pytest.mark.heavy
+@pytest.mark.unproven
 def test_full_size_in_bfloat16():
   arrays = _rounded(_arrays(1, 4096, 512, 128))  # channels of one group
   found = _kernel(arrays, heads=4, dtype=jnp.bfloat16)
@@ -273,7 +273,7 @@ def test_compiles_for_a_tpu():
   assert compiled.as_text().count("tpu_custom_call") == 2
 
 
-@pytest.mark.heavy
+@pytest.mark.unproven
 @pytest.mark.parametrize("batch", [8, 64])
 @pytest.mark.parametrize("name", SLICES)
 def test_compiles_at_full_size(name, batch):
@@ -281,7 +281,7 @@ def test_compiles_at_full_size(name, batch):
   assert compiled.as_text().count("tpu_custom_call") == 2
 
 
-@pytest.mark.heavy
+@pytest.mark.unproven
 @pytest.mark.parametrize("heads", [1, 2, 16, 32])
 def test_compiles_for_heads_of_any_width(heads):
   _compile("v5e:2x4", 2, 256, 128, 256, heads=heads)

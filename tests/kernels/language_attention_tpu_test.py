@@ -65,7 +65,7 @@ def test_compiles_forward_and_backward(topology, sizes, shape, settings):
   assert "all-gather" not in text and "all-to-all" not in text
 
 
-@pytest.mark.heavy
+@pytest.mark.unproven
 @pytest.mark.parametrize(
   ("topology", "sizes", "prefix"),
   [

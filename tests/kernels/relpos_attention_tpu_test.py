@@ -70,7 +70,7 @@ def test_grids_match_the_formula(heads, rows, columns, width, dtype):
   _compare(arguments(heads, rows, columns, width), dtype)
 
 
-@pytest.mark.heavy
+@pytest.mark.unproven
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("side", [14, 24, 64])
 def test_full_sizes_match_the_formula(side, dtype):
@@ -190,7 +190,7 @@ def test_compiles_for_tpus(name, rows, columns):
   assert f"{kind}_forward" in text and f"{kind}_backward" in text
 
 
-@pytest.mark.heavy
+@pytest.mark.unproven
 @pytest.mark.parametrize(
   "name", ["v5e:2x4", "v5p:2x2x1", "v6e:4x4", "tpu7x:2x2x1"]
 )

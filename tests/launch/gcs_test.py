@@ -15,7 +15,7 @@ import pytest
 from launch import local
 from rcmed_jax.data import phantoms
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.unproven
 
 # What trains, stops nowhere, and reads its own folder again.
 PROGRAM = """

@@ -18,7 +18,7 @@ from rcmed_jax.data import phantoms
 from rcmed_jax.parallel import hosts
 from rcmed_jax.train import checkpoints
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.unproven
 
 STEPS = 20
 

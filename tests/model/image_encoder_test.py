@@ -265,7 +265,7 @@ def test_an_unknown_attention_is_refused():
     dataclasses.replace(TOY, image=image)
 
 
-@pytest.mark.heavy
+@pytest.mark.unproven
 @pytest.mark.parametrize(
   ("attention", "fits"), [("pallas", True), ("reference", False)]
 )

@@ -13,7 +13,7 @@ from rcmed_jax.train import losses
 from rcmed_jax.train import optimizer as optimizers
 from rcmed_jax.train import step as steps
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.unproven
 
 # All forms in which this compiler scatters a sum: as such, fused with the
 # product before it, or as a ring of its parts beside that product.

@@ -20,7 +20,7 @@ from rcmed_jax.train import losses
 from rcmed_jax.train import optimizer as optimizers
 from rcmed_jax.train import step as steps
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.unproven
 
 STEPS = 20
 BATCH = 8
