@@ -1,24 +1,32 @@
 """Kernels for Hopper without one: JAX's interpreter, and lowering for CUDA."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 from typing import Any
 
 import jax
 import pytest
 
 
-def interpreter() -> Any:
+@contextlib.contextmanager
+def interpreter() -> Iterator[Any]:
   """Parameters of the interpreter; skips where this JAX has none.
 
   It runs every warpgroup as a thread, with shared memory, barriers and copies;
-  memory starts as NaN. Tensor cores are products by XLA.
+  memory starts as NaN. Tensor cores are products by XLA. What it runs is
+  compiled anew for every block and thread, so optimization does not pay.
   """
-  reason = "this JAX has no interpreter for Mosaic GPU"
   # A module of JAX's own: there is no public name yet.
   params = pytest.importorskip(
-    "jax._src.pallas.mosaic_gpu.interpret.params", reason=reason
+    "jax._src.pallas.mosaic_gpu.interpret.params",
+    reason="this JAX has no interpreter for Mosaic GPU",
   )
-  return params.InterpretGPUParams()
+  before = jax.config.read("jax_disable_most_optimizations")
+  jax.config.update("jax_disable_most_optimizations", True)
+  try:
+    yield params.InterpretGPUParams()
+  finally:
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def lowered(function: Callable[..., Any], *shapes: Any) -> str:

@@ -55,12 +55,13 @@ def _formulas(q, k, v, do, rel_h, rel_w) -> dict[str, np.ndarray]:
 
 
 def _run(q, k, v, do, rel_h, rel_w) -> dict[str, jax.Array]:
-  interpret = hopper.interpreter()
   given = [jnp.asarray(array) for array in (q, k, v, rel_h, rel_w)]
-  o, lse = relpos_attention_gpu.forward(*given, SCALE, interpret)
-  gradients = relpos_attention_gpu.backward(
-    *given, o, lse, jnp.asarray(do), SCALE, interpret
-  )
+  with hopper.interpreter() as interpret:
+    o, lse = relpos_attention_gpu.forward(*given, SCALE, interpret)
+    gradients = relpos_attention_gpu.backward(
+      *given, o, lse, jnp.asarray(do), SCALE, interpret
+    )
+    jax.block_until_ready(gradients)
   names = ("dq", "dk", "dv", "drel_h", "drel_w")
   return {"o": o, "lse": lse, **dict(zip(names, gradients, strict=True))}
 
@@ -91,9 +92,7 @@ def test_matches_the_formulas(heads, rows, columns, width):
   _compare(_inputs(heads, rows, columns, width))
 
 
-@pytest.mark.parametrize(
-  ("side", "width"), [(64, 80), (14, 80), (14, 64), (32, 64)]
-)
+@pytest.mark.parametrize(("side", "width"), [(64, 80), (14, 64)])
 def test_lowers_for_cuda_without_all_pairs_in_memory(side, width):
   patches = side * side
   matrix = jax.ShapeDtypeStruct((32, patches, width), jnp.bfloat16)
