@@ -83,7 +83,7 @@ def test_matches_the_formulas_on_a_ragged_grid():
   _compare(_inputs(1, 7, 14, 20))
 
 
-@pytest.mark.unproven  # a minute each: the interpreter compiles every block anew
+@pytest.mark.unproven  # a minute each: every block is compiled anew
 @pytest.mark.parametrize(
   ("heads", "rows", "columns", "width"),
   [(2, 14, 14, 80), (1, 6, 64, 80), (1, 8, 32, 64), (3, 3, 5, 64)],
