@@ -89,11 +89,36 @@ def read(folder: pathlib.Path, name: str) -> Schedule:
 def steps(jaxpr: Any, name: str) -> int:
   """How often the grid of the pallas_call of this name runs its body."""
   for equation in jaxpr.eqns:
-    if equation.primitive.name != "pallas_call":
-      continue
-    if name in str(equation.params["name_and_src_info"]):
+    kernel = equation.primitive.name == "pallas_call"
+    if kernel and equation.params["name"] == name:
       return math.prod(equation.params["grid_mapping"].grid)
   raise ValueError(f"the program has no kernel {name}")
+
+
+def vmem_bytes(compiled: Any) -> int:
+  """Vector memory that the program's only kernel takes, buffers included.
+
+  XLA may keep whole arrays in vector memory below the kernel's own part.
+
+  Raises:
+    ValueError: the compiler does not say, or the program has other kernels.
+  """
+  calls = [
+    line
+    for line in compiled.as_text().splitlines()
+    if 'custom_call_target="tpu_custom_call"' in line
+  ]
+  numbers = [
+    (
+      re.search(r'"scoped_memory_configs":.*?"offset":"(\d+)"', call),
+      re.search(r'"used_scoped_memory_configs":.*?"size":"(\d+)"', call),
+    )
+    for call in calls
+  ]
+  if len(numbers) != 1 or None in numbers[0]:
+    raise ValueError(f"expected one kernel and its memory, found {calls}")
+  below, top = (int(found.group(1)) for found in numbers[0] if found)
+  return top - below
 
 
 def libtpu_version() -> str:

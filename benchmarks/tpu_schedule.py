@@ -8,8 +8,8 @@ Beside it stand two floors: what the matrix unit takes for the products alone,
 every side but the rows streamed through it rounded up to the unit's width, and
 what memory takes to move the operands and results once, as they are laid out.
 The higher one binds; "x floor" divides the larger of schedule and memory by it.
-A floor that counts the rows streamed at a whole width too (as a head on the
-lanes would need) is given as "padded".
+"Padded" stands for the floor usually quoted, which rounds up the streamed rows
+too, as a head on the lanes would need; a kernel that streams them can beat it.
 
 Times are for one image and one layer. Nothing here ran on a TPU.
 """
@@ -133,7 +133,7 @@ def main() -> None:
   )
   print(
     "| kernel | chip | bundles x steps | schedule ms | matrix unit ms "
-    "(padded) | memory ms | x floor | busiest | spills | VMEM MiB | "
+    "(padded) | memory ms | x floor (padded) | busiest | spills | VMEM MiB | "
     "temporaries MB |"
   )
   print("|" + " --- |" * 11)
@@ -158,13 +158,22 @@ def _row(case: Case, slice_name: str) -> str:
   streamed = _products_s(case, chip, padded=False) * to_ms
   padded = _products_s(case, chip, padded=True) * to_ms
   memory = moved / chip.bytes_per_s * to_ms
-  ratio = max(time, memory) / max(streamed, memory)
-  return (
-    f"| {case.name} | {generation} | {schedule.bundles} x {steps} | {time:.3f} "
-    f"| {streamed:.3f} ({padded:.3f}) | {memory:.3f} | {ratio:.2f} "
-    f"| {schedule.busiest()} | {schedule.spills} | {schedule.vmem_mib:.1f} "
-    f"| {compiled.memory_analysis().temp_size_in_bytes / 1e6:.1f} |"
+  taken = max(time, memory)
+  analysis = compiled.memory_analysis()
+  cells = (
+    case.name,
+    generation,
+    f"{schedule.bundles} x {steps}",
+    f"{time:.3f}",
+    f"{streamed:.3f} ({padded:.3f})",
+    f"{memory:.3f}",
+    f"{taken / max(streamed, memory):.2f} ({taken / max(padded, memory):.2f})",
+    schedule.busiest(),
+    str(schedule.spills),
+    f"{tpu_dump.vmem_bytes(compiled) / 2**20:.1f}",
+    f"{analysis.temp_size_in_bytes / 1e6:.0f}",
   )
+  return f"| {' | '.join(cells)} |"
 
 
 def _compile(case: Case, slice_name: str) -> tuple[Any, int, int]:

@@ -9,6 +9,7 @@ import pytest
 from relpos_formula import NAMES, arguments, formula
 
 from rcmed_jax.kernels import relpos_attention_tpu as tpu
+from rcmed_jax.kernels import relpos_attention_tpu_window as window
 from rcmed_jax.kernels.relpos_attention import refusals, relpos_attention
 from rcmed_jax.parallel import topologies
 
@@ -103,10 +104,16 @@ def test_scores_of_ten_thousand_give_no_nan(rows, columns):
 
 
 @pytest.mark.parametrize(
-  ("windows", "rows", "columns"), [(17, 3, 5), (1, 17, 33)]
+  ("windows", "rows", "columns"), [(3, 3, 5), (1, 17, 33)]
 )
-def test_what_fills_a_grid_up_gives_and_takes_nothing(windows, rows, columns):
-  """Equal keys weigh 1 / P each, so that a masked one would show."""
+def test_what_fills_up_gives_and_takes_nothing(
+  windows, rows, columns, monkeypatch
+):
+  """Equal keys weigh 1 / P each, so that one too many would show.
+
+  Three windows make a program of two and one that lacks its second.
+  """
+  monkeypatch.setattr(window, "WINDOWS", 2)
   patches = rows * columns
   q, _, v, rel_h, rel_w = arguments(windows, rows, columns, 16)
   q, k, v = jnp.float32(q), jnp.zeros_like(q, jnp.float32), jnp.float32(v)
