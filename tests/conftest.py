@@ -19,6 +19,10 @@ _FLAGS = (
   "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *_FLAGS))
+# XLA's threads. A device holds one in each collective that it has begun; with
+# as few as there are cores, eight devices have been seen to wait for each other
+# without end, seven in one collective and three in another.
+os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Shapes of unequal rank never broadcast by accident.
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
