@@ -300,7 +300,7 @@ def test_full_size_trains_on_one_small_chip_with_the_kernel(attention, fits):
   try:
     memory = lowered.compile().memory_analysis()
   except jax.errors.JaxRuntimeError as error:
-    assert "RESOURCE_EXHAUSTED" in str(error) and not fits
+    assert "Ran out of memory on HBM" in str(error) and not fits
     return
   # Arguments count once more: whether the peak holds them is not documented.
   used = memory.peak_memory_in_bytes + memory.argument_size_in_bytes
