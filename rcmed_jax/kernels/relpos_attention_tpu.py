@@ -3,10 +3,10 @@
 Everything is feature-major, [M, H, P]: patches lie on the 128 lanes, so no
 head width is padded in memory, and scores are held transposed, keys on the
 sublanes and queries on the lanes. There rel_w adds without a broadcast, rel_h
-is one value a key row, and the bias stays float32. Of the five products of the
-backward pass four take their operands as they lie or transposed by the matrix
-unit itself. Softmax runs in powers of two, because that is the exponential
-that the hardware has.
+is one value a key row, and the bias stays float32. Products take their operands
+as they lie, or the matrix unit transposes them; only k, and v in the backward
+pass, are transposed before. Softmax runs in powers of two, because that is the
+exponential that the hardware has.
 
 `relpos_attention_tpu_grid.py` has the kernels of large grids, which go through
 the keys block by block, `relpos_attention_tpu_window.py` those of small ones,
@@ -24,8 +24,8 @@ LANES, SUBLANES = 128, 8
 LOG2E = math.log2(math.e)
 # Grids up to this many patches are attended to in one tile.
 TILE_PATCHES = 512
-# Keys, values and their gradients of one head stay in vector memory; this many
-# patches (float32, head width 128) take 34 MiB of it.
+# Keys, values and their gradients of one head stay in vector memory. This many
+# patches compile for every generation, in float32 and at head width 128 too.
 MAX_PATCHES = 4096
 # A bound on vector memory that every generation has (v5p and 7x: 64 MiB).
 VMEM_BYTES = 48 * 2**20

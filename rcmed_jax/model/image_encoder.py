@@ -210,16 +210,13 @@ class Attention(nnx.Module):
 
   def __call__(self, tokens_BYXD: jax.Array) -> jax.Array:
     batch, rows, columns, width = tokens_BYXD.shape
-    head_width = width // self.heads
-    # Rows and columns join before the projection: a TPU pads 14 to 16 else.
+    # Rows and columns join first: a TPU would pad 14 of them to 16. One product
+    # each, because the parts of one array would be copied to be told apart.
     tokens_BPD = tokens_BYXD.reshape(batch, rows * columns, width)
-    qkv = self.qkv(tokens_BPD).reshape(
-      batch, rows * columns, 3, self.heads, head_width
-    )
     q_BNPH, k_BNPH, v_BNPH = (
-      qkv[:, :, part].transpose(0, 2, 1, 3) for part in range(3)
+      self._project(tokens_BPD, part) for part in range(3)
     )
-    q_BNYXH = q_BNPH.reshape(batch, self.heads, rows, columns, head_width)
+    q_BNYXH = q_BNPH.reshape(batch, self.heads, rows, columns, -1)
     rel_h_BNYXS = jnp.einsum(
       "BNYXH,YSH->BNYXS",
       q_BNYXH,
@@ -244,6 +241,16 @@ class Attention(nnx.Module):
     )
     out_BPNH = out_BNPH.transpose(0, 2, 1, 3)
     return self.out(out_BPNH.reshape(batch, rows, columns, width))
+
+  def _project(self, tokens_BPD: jax.Array, part: int) -> jax.Array:
+    """[B, N, P, H], the queries, keys or values."""
+    assert self.qkv.bias is not None  # it was made with one
+    kernel_DD = self.qkv.kernel[:, part].astype(self.dtype)
+    bias_D = self.qkv.bias[part].astype(self.dtype)
+    out_BPD = jnp.einsum("BPD,DC->BPC", tokens_BPD, kernel_DD)
+    out_BPD += bias_D[None, None]
+    out_BPNH = out_BPD.reshape(*out_BPD.shape[:2], self.heads, -1)
+    return out_BPNH.transpose(0, 2, 1, 3)
 
   def _attend(
     self,

@@ -300,13 +300,10 @@ def test_full_size_trains_on_one_small_chip_with_the_kernel(attention, fits):
   try:
     memory = lowered.compile().memory_analysis()
   except jax.errors.JaxRuntimeError as error:
-    assert "RESOURCE_EXHAUSTED" in str(error) and not fits
+    assert "Ran out of memory on HBM" in str(error) and not fits
     return
-  used = (
-    memory.argument_size_in_bytes
-    + memory.output_size_in_bytes
-    + memory.temp_size_in_bytes
-  )
+  # Arguments count once more: whether the peak holds them is not documented.
+  used = memory.peak_memory_in_bytes + memory.argument_size_in_bytes
   assert (used <= 14 * 2**30) == fits, f"{used / 2**30:.1f} GiB"
 
 
