@@ -245,10 +245,9 @@ class Attention(nnx.Module):
   def _project(self, tokens_BPD: jax.Array, part: int) -> jax.Array:
     """[B, N, P, H], the queries, keys or values."""
     assert self.qkv.bias is not None  # it was made with one
-    kernel_DD = self.qkv.kernel[:, part].astype(self.dtype)
-    bias_D = self.qkv.bias[part].astype(self.dtype)
-    out_BPD = jnp.einsum("BPD,DC->BPC", tokens_BPD, kernel_DD)
-    out_BPD += bias_D[None, None]
+    out_BPD = layers.affine(
+      tokens_BPD, self.qkv.kernel[:, part], self.qkv.bias[part], self.dtype
+    )
     out_BPNH = out_BPD.reshape(*out_BPD.shape[:2], self.heads, -1)
     return out_BPNH.transpose(0, 2, 1, 3)
 

@@ -127,13 +127,23 @@ class LinearGeneral(nnx.LinearGeneral):
 def _affine(
   layer: nnx.Linear | nnx.LinearGeneral, inputs: jax.Array
 ) -> jax.Array:
-  result = product(inputs, layer.kernel[...], layer.dtype)
-  if layer.bias is None:
+  bias = None if layer.bias is None else layer.bias[...]
+  return affine(inputs, layer.kernel[...], bias, layer.dtype)
+
+
+def affine(
+  values: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype: Any
+) -> jax.Array:
+  """The `product` and a bias of the kernel's output axes, computed in `dtype`.
+
+  Gradients of both are in their own dtypes.
+  """
+  result = product(values, kernel, dtype)
+  if bias is None:
     return result
-  bias = layer.bias[...].astype(jnp.float32)
   lead = (1,) * (result.ndim - bias.ndim)
-  shifted = result.astype(jnp.float32) + bias.reshape(*lead, *bias.shape)
-  return shifted.astype(layer.dtype)
+  bias = bias.astype(jnp.float32).reshape(*lead, *bias.shape)
+  return (result.astype(jnp.float32) + bias).astype(dtype)
 
 
 def linear(
