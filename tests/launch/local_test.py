@@ -68,7 +68,8 @@ code = '''
 import signal
 signal.signal(signal.{name}, lambda *_: sys.exit(75))
 print("ready", flush=True)
-time.sleep(600)
+while True:  # one long sleep could begin just after the signal came
+  time.sleep(0.1)
 '''
 environments = [dict(os.environ, JAX_PROCESS_ID=str(i)) for i in range(2)]
 sys.exit(local.run([sys.executable, "-c", code], environments))
