@@ -29,9 +29,9 @@ def device() -> tuple[str, str]:
   """
   meant = jax.sharding.get_abstract_mesh().abstract_device
   if meant is None or meant.platform is None:
-    first = jax.devices()[0]
-    return first.platform, first.device_kind
-  return meant.platform, meant.device_kind
+    meant = jax.devices()[0]
+  platform = "gpu" if meant.platform in ("cuda", "rocm") else meant.platform
+  return platform, meant.device_kind
 
 
 def choose(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from rcmed_jax.kernels import (
   choice,
+  correlation_attention_gpu,
   correlation_attention_tpu,
   correlation_attention_tpu_backward,
   correlation_attention_tpu_layout,
@@ -62,7 +63,7 @@ def correlation_attention(
     heads: number of heads; divides C.
     gate_BP: float32[B, P], added to the affinity of each pixel.
     implementation: None chooses; "reference" is plain XLA, "pallas" our
-      kernel, on TPU.
+      kernel, on TPU and, where asked for, on GPU.
     kernel_from: with fewer words than this, an implementation of None means
       "reference"; None takes KERNEL_FROM.
     interpret: run the TPU kernel's body in plain JAX, on any platform.
@@ -92,6 +93,8 @@ def correlation_attention(
   if chosen == choice.PALLAS:
     if gate_BP is None:
       gate_BP = jnp.zeros(query_BPC.shape[:2], jnp.float32)
+    if _on_gpu(interpret):
+      return correlation_attention_gpu.attend(heads, *operands, gate_BP)
     return _fused(heads, interpret, *operands, gate_BP)
   return jax.checkpoint(functools.partial(reference, heads=heads))(
     *operands, gate_BP=gate_BP
@@ -115,11 +118,15 @@ def refusals(
     heads, kernel_from, interpret: as in `correlation_attention`.
   """
   words, channels = key_BTC.shape[1:]
+  operands = query_BPC, value_BPC, key_BTC, value_BTC
+  if _on_gpu(interpret):
+    # Last, because it has not run on a GPU yet: it waits for being asked.
+    why = correlation_attention_gpu.refusal(*operands, heads)
+    return {choice.REFERENCE: None, choice.PALLAS: why}
   platform, _ = choice.device()
   if platform != "tpu" and not interpret:
-    why = f"it needs a TPU, or interpret=True; here is a {platform}"
+    why = f"it needs a TPU or a GPU, or interpret=True; here is a {platform}"
   else:
-    operands = query_BPC, value_BPC, key_BTC, value_BTC
     why = correlation_attention_tpu_layout.refusal(
       words, channels, heads, {jnp.dtype(array.dtype) for array in operands}
     )
@@ -127,6 +134,11 @@ def refusals(
   if words < (KERNEL_FROM if kernel_from is None else kernel_from):
     found = dict(reversed(found.items()))
   return found
+
+
+def _on_gpu(interpret: bool) -> bool:
+  """Whether a kernel would be the GPU's: the TPU's alone is interpreted."""
+  return not interpret and choice.device()[0] == "gpu"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

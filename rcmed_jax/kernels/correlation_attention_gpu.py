@@ -3,6 +3,7 @@
 What `correlation_kernels_gpu` takes and gives, padded and cut.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -26,6 +27,12 @@ def refusal(
   if width > hopper.MAX_WIDTH:
     return f"it needs heads of width {hopper.MAX_WIDTH} or less, not {width}"
   return hopper.refusal(query_BPC, value_BPC, key_BTC, value_BTC)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend(heads: int, *operands: Any) -> tuple[jax.Array, jax.Array]:
+  """What pixels and words read, differentiable; operands as of `forward`."""
+  return _attend_forward(heads, *operands)[0]
 
 
 def forward(
@@ -128,6 +135,23 @@ def backward(
     _cut(dvalue_BTC, value_BTC, heads),
     dbias_BNP[..., : query_BPC.shape[1]].sum(1),
   )
+
+
+def _attend_forward(heads: int, *operands: Any) -> tuple[Any, Any]:
+  results = forward(*operands, heads=heads)
+  return results[:2], (operands, results)
+
+
+def _attend_backward(
+  heads: int, residuals: tuple[Any, Any], changes: Any
+) -> tuple[Any, ...]:
+  operands, results = residuals
+  arguments: Any = (*operands, results, *changes)
+  *floats, d_gate_BP = backward(*arguments, heads=heads)
+  return *floats, None, d_gate_BP  # None: a mask has no gradient
+
+
+attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _plan(

@@ -44,7 +44,7 @@ HOPPERS = ("H100", "H200", "H800", "GH200")
 def refusal(*operands: jax.Array | jax.ShapeDtypeStruct) -> str | None:
   """Why kernels for Hopper cannot take these matrices here, or None."""
   platform, kind = choice.device()
-  if platform not in ("gpu", "cuda") or not any(h in kind for h in HOPPERS):
+  if platform != "gpu" or not any(h in kind for h in HOPPERS):
     return f"it needs a Hopper GPU (one of {HOPPERS}), not {kind!r}"
   dtypes = sorted({str(jnp.dtype(operand.dtype)) for operand in operands})
   if dtypes != ["bfloat16"]:

@@ -15,10 +15,14 @@ import jax.numpy as jnp
 
 from rcmed_jax.kernels import (
   choice,
+  relpos_attention_cudnn,
+  relpos_attention_gpu,
   relpos_attention_tpu,
   relpos_attention_tpu_grid,
   relpos_attention_tpu_window,
 )
+
+CUDNN = "cudnn"
 
 # The bias of keys that only fill a grid up. Far below any score, yet finite:
 # twice this is still a float32.
@@ -50,7 +54,8 @@ def relpos_attention(
     rel_w_MPX: float32 bias of each query towards each key column.
     scale: of the scores; the biases come from the unscaled query.
     implementation: None takes the fastest that runs here, "reference" is plain
-      XLA, "pallas" the kernel of the platform at hand.
+      XLA, "pallas" the kernel of the platform at hand, "cudnn" NVIDIA's with
+      the bias inside the products.
     interpret: runs the TPU's kernel on any platform, slowly, to test it.
 
   Raises:
@@ -70,6 +75,10 @@ def relpos_attention(
     implementation,
     refusals(*arguments, interpret=interpret),
   )
+  if chosen == CUDNN:
+    return relpos_attention_cudnn.attend(*arguments, scale)
+  if chosen == choice.PALLAS and _on_gpu(interpret):
+    return relpos_attention_gpu.attend(*arguments, scale)
   if chosen == choice.PALLAS:
     return _tpu(*arguments, scale, interpret)
   return _reference(*arguments, scale)
@@ -115,19 +124,34 @@ def refusals(
 
   Looks at shapes, dtypes and the device in scope; see `choice.choose`.
   """
-  platform = "tpu" if interpret else choice.device()[0]
-  if platform == "tpu":
-    rows, columns = relpos_attention_tpu.padded_grid(
-      rel_h_MPY.shape[-1], rel_w_MPX.shape[-1]
-    )
+  grid = rel_h_MPY.shape[-1], rel_w_MPX.shape[-1]
+  if _on_gpu(interpret):
+    # Last, because neither has run on a GPU yet: they wait for being asked.
+    return {
+      choice.REFERENCE: None,
+      CUDNN: relpos_attention_cudnn.refusal(q_MPH, grid),
+      choice.PALLAS: relpos_attention_gpu.refusal(q_MPH, k_MPH, v_MPH, grid),
+    }
+  platform, kind = choice.device()
+  if interpret or platform == "tpu":
+    rows, columns = relpos_attention_tpu.padded_grid(*grid)
     why = relpos_attention_tpu.refusal(
       rows * columns,
       q_MPH.shape[-1],
       tuple(jnp.dtype(a.dtype) for a in (q_MPH, k_MPH, v_MPH)),
     )
   else:
-    why = f"it needs a TPU, not a {platform}, or interpret=True"
-  return {choice.PALLAS: why, choice.REFERENCE: None}
+    why = f"it needs a TPU or a GPU, not a {platform}, or interpret=True"
+  return {
+    choice.PALLAS: why,
+    choice.REFERENCE: None,
+    CUDNN: f"it needs an NVIDIA GPU, not {kind!r}",
+  }
+
+
+def _on_gpu(interpret: bool) -> bool:
+  """Whether a kernel would be the GPU's: the TPU's alone is interpreted."""
+  return not interpret and choice.device()[0] == "gpu"
 
 
 def _tpu(

@@ -38,7 +38,7 @@ def refusal(
     grid: rows and columns.
   """
   platform, kind = choice.device()
-  if platform not in ("gpu", "cuda"):
+  if platform != "gpu":
     return f"it needs an NVIDIA GPU, not {kind!r}"
   if q_MPH.dtype not in (jnp.bfloat16, jnp.float16):
     return f"it needs bfloat16 or float16 operands, not {q_MPH.dtype}"

@@ -41,6 +41,18 @@ def refusal(
   return hopper.refusal(q_MPH, k_MPH, v_MPH)
 
 
+def attend(
+  q_MPH: jax.Array,
+  k_MPH: jax.Array,
+  v_MPH: jax.Array,
+  rel_h_MPY: jax.Array,
+  rel_w_MPX: jax.Array,
+  scale: float,
+) -> jax.Array:
+  """[M, P, H] of v's dtype, differentiable by all arrays; see `forward`."""
+  return forward(q_MPH, k_MPH, v_MPH, rel_h_MPY, rel_w_MPX, scale)[0]
+
+
 def forward(
   q_MPH: jax.Array,
   k_MPH: jax.Array,
@@ -126,6 +138,32 @@ def backward(
     _cut(drel_h_MYP.transpose(0, 2, 1), grid, plan)[..., : grid[0]],
     _cut(drel_w_MPX, grid, plan)[..., : grid[1]],
   )
+
+
+def _attend_forward(
+  q_MPH: jax.Array,
+  k_MPH: jax.Array,
+  v_MPH: jax.Array,
+  rel_h_MPY: jax.Array,
+  rel_w_MPX: jax.Array,
+  scale: float,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+  operands = q_MPH, k_MPH, v_MPH, rel_h_MPY, rel_w_MPX
+  results = forward(*operands, scale)
+  return results[0], (*operands, *results)
+
+
+def _attend_backward(
+  scale: float, residuals: tuple[jax.Array, ...], do_MPH: jax.Array
+) -> tuple[jax.Array, ...]:
+  q_MPH, k_MPH, v_MPH, rel_h_MPY, rel_w_MPX, o_MPH, lse_MP = residuals
+  return backward(
+    q_MPH, k_MPH, v_MPH, rel_h_MPY, rel_w_MPX, o_MPH, lse_MP, do_MPH, scale
+  )
+
+
+attend = jax.custom_vjp(attend, nondiff_argnums=(5,))
+attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _plan(

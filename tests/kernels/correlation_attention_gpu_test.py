@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcmed_jax.kernels import correlation_attention_gpu
+from rcmed_jax.kernels import choice, correlation_attention_gpu
+from rcmed_jax.kernels.correlation_attention import correlation_attention
 
 NAMES = ("query_BPC", "value_BPC", "key_BTC", "value_BTC")
 
@@ -130,26 +131,26 @@ def test_results_and_gradients_match_the_formulas(
     assert not np.any(np.asarray(result, np.float32)[1:])
 
 
-def test_lowers_for_cuda_without_the_affinity_in_memory():
+def test_lowers_for_cuda_without_the_affinity_in_memory(monkeypatch):
+  monkeypatch.setattr(
+    choice, "device", lambda: ("gpu", "NVIDIA H100 80GB HBM3")
+  )
   pixel = jax.ShapeDtypeStruct((8, 4096, 256), jnp.bfloat16)
   word = jax.ShapeDtypeStruct((8, 512, 256), jnp.bfloat16)
   mask_BT = jax.ShapeDtypeStruct((8, 512), bool)
-  gate_BP, lse_BNP, lse_BNT = (
-    jax.ShapeDtypeStruct(shape, jnp.float32)
-    for shape in ((8, 4096), (8, 8, 4096), (8, 8, 512))
-  )
+  gate_BP = jax.ShapeDtypeStruct((8, 4096), jnp.float32)
 
-  def both(given, results, cotangents):
-    return (
-      correlation_attention_gpu.forward(*given, heads=8),
-      correlation_attention_gpu.backward(*given, results, *cotangents, heads=8),
-    )
+  def both(mask_BT, cotangents, gate_BP, *given):
+    def attend(gate_BP, *given):
+      return correlation_attention(
+        *given, mask_BT, heads=8, gate_BP=gate_BP, implementation="pallas"
+      )
+
+    outputs, pull = jax.vjp(attend, gate_BP, *given)
+    return outputs, pull(cotangents)
 
   text = hopper.lowered(
-    both,
-    (pixel, pixel, word, word, mask_BT, gate_BP),
-    (pixel, word, lse_BNP, lse_BNT),
-    (pixel, word),
+    both, mask_BT, (pixel, word), gate_BP, pixel, pixel, word, word
   )
   # Both directions run the same two kernels.
   assert text.count("@mosaic_gpu") == 4

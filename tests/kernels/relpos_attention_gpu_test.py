@@ -1,13 +1,17 @@
 """The Hopper kernels: interpreted against float64, lowered at full size."""
 
+import functools
+
 import hopper
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcmed_jax.kernels import relpos_attention_gpu
+from rcmed_jax.kernels import choice, relpos_attention_gpu
+from rcmed_jax.kernels.relpos_attention import refusals, relpos_attention
 
+H100 = ("gpu", "NVIDIA H100 80GB HBM3")
 SCALE = 0.3
 KERNELS = {
   "relpos_forward",
@@ -93,25 +97,32 @@ def test_matches_the_formulas(heads, rows, columns, width):
 
 
 @pytest.mark.parametrize(("side", "width"), [(64, 80), (14, 64)])
-def test_lowers_for_cuda_without_all_pairs_in_memory(side, width):
+def test_lowers_for_cuda_without_all_pairs_in_memory(side, width, monkeypatch):
+  monkeypatch.setattr(choice, "device", lambda: H100)
   patches = side * side
   matrix = jax.ShapeDtypeStruct((32, patches, width), jnp.bfloat16)
   rel = jax.ShapeDtypeStruct((32, patches, side), jnp.float32)
-  lse = jax.ShapeDtypeStruct((32, patches), jnp.float32)
 
-  def both(q, k, v, rel_h, rel_w, o, lse, do):
-    given = (q, k, v, rel_h, rel_w)
-    return (
-      relpos_attention_gpu.forward(*given, SCALE),
-      relpos_attention_gpu.backward(*given, o, lse, do, SCALE),
+  def both(do, *given):
+    attend = functools.partial(
+      relpos_attention, scale=SCALE, implementation="pallas"
     )
+    o, pull = jax.vjp(attend, *given)
+    return o, pull(do)
 
-  text = hopper.lowered(
-    both, matrix, matrix, matrix, rel, rel, matrix, lse, matrix
-  )
+  text = hopper.lowered(both, matrix, matrix, matrix, matrix, rel, rel)
   assert text.count("@mosaic_gpu") == len(KERNELS)
   assert all(name in text for name in KERNELS)
   assert f"{patches}x{patches}" not in text
+
+
+def test_what_has_not_run_on_a_gpu_waits_to_be_asked_for(monkeypatch):
+  monkeypatch.setattr(choice, "device", lambda: H100)
+  matrix = jax.ShapeDtypeStruct((1, 196, 80), jnp.bfloat16)
+  rel = jax.ShapeDtypeStruct((1, 196, 14), jnp.float32)
+  found = refusals(matrix, matrix, matrix, rel, rel)
+  assert list(found) == ["reference", "cudnn", "pallas"]
+  assert set(found.values()) == {None}
 
 
 def test_refusals_name_their_reason(monkeypatch):
@@ -120,11 +131,7 @@ def test_refusals_name_their_reason(monkeypatch):
     return str(relpos_attention_gpu.refusal(matrix, matrix, matrix, grid))
 
   assert "Hopper GPU" in refusal(80, jnp.bfloat16, (64, 64))
-  monkeypatch.setattr(
-    relpos_attention_gpu.hopper.choice,
-    "device",
-    lambda: ("gpu", "NVIDIA H100 80GB HBM3"),
-  )
+  monkeypatch.setattr(choice, "device", lambda: H100)
   assert refusal(80, jnp.bfloat16, (64, 64)) == "None"
   assert "bfloat16 operands, not float32" in refusal(80, jnp.float32, (8, 8))
   assert "64 columns, not 72" in refusal(80, jnp.bfloat16, (64, 72))
