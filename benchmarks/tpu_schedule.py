@@ -11,7 +11,8 @@ The higher one binds; "x floor" divides the larger of schedule and memory by it.
 "Padded" stands for the floor usually quoted, which rounds up the streamed rows
 too, as a head on the lanes would need; a kernel that streams them can beat it.
 
-Times are for one image and one layer. Nothing here ran on a TPU.
+Times are for one image and one layer, or step of the loop. Nothing here ran on
+a TPU.
 """
 
 import argparse
@@ -37,6 +38,10 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import tpu_dump  # noqa: E402
 
+from rcmed_jax.kernels import (  # noqa: E402
+  correlation_attention_tpu,
+  correlation_attention_tpu_backward,
+)
 from rcmed_jax.kernels import relpos_attention_tpu_grid as grid  # noqa: E402
 from rcmed_jax.kernels import relpos_attention_tpu_window as window  # noqa: E402
 from rcmed_jax.parallel import topologies  # noqa: E402
@@ -67,6 +72,7 @@ class Case:
   """One kernel at one size."""
 
   name: str  # that it gives its pallas_call
+  size: str  # in words, where a kernel has several
   run: Callable[..., Any]
   shapes: tuple[tuple[tuple[int, ...], Any], ...]  # and dtypes, of arguments
   images: int  # that these arguments hold
@@ -95,12 +101,54 @@ def _relpos(module, kind, heads, rows, columns, width, images, *, backward):
 
   return Case(
     name=f"{kind}_{'backward' if backward else 'forward'}",
+    size=f"{rows} x {columns}",
     run=run,
     shapes=(x, x, x, *biases, *((*kept, x) if backward else ())),
     images=images,
     products=(scores, scores, mixed, mixed, mixed)
     if backward
     else (scores, mixed),
+  )
+
+
+def _correlation(words: int, *, backward: bool) -> Case:
+  """The loop's sizes, 8 images; each side streams its rows past the other's."""
+  images, pixels, channels, heads = 8, 4096, 256, 8
+  count, head, size = images * heads, channels // heads, "bfloat16"
+  pixel = ((images, pixels, channels), size)
+  word = ((images, words, channels), size)
+  given = (
+    *(pixel, pixel, word, word),
+    ((images, words), "bool"),
+    ((images, pixels), "float32"),
+  )
+  lse = tuple(
+    ((images, channels // 128, 128 // head, length), "float32")
+    for length in (pixels, words)
+  )
+  scores = (count, words, head, pixels)
+  to_words, to_pixels = (
+    (count, words, pixels, head),
+    (count, head, words, pixels),
+  )
+
+  def run(*arrays):
+    call = (
+      correlation_attention_tpu_backward.backward
+      if backward
+      else correlation_attention_tpu.forward
+    )
+    return call(*arrays, heads=heads, interpret=False)
+
+  return Case(
+    name=f"correlation_{'backward' if backward else 'forward'}",
+    size=f"{words} words",
+    run=run,
+    shapes=(*given, *((pixel, word, *lse, pixel, word) if backward else ())),
+    images=images,
+    products=(*(scores,) * 3, *(to_words,) * 2, *(to_pixels,) * 2)
+    if backward
+    else (scores, to_words, to_pixels),
   )
 
 
@@ -113,6 +161,10 @@ CASES = tuple(
     (grid, "relpos", 8 * 16, 64, 64, 80, 8),
   )
   for backward in (False, True)
+) + tuple(
+  _correlation(words, backward=backward)
+  for words in (128, 512)
+  for backward in (False, True)
 )
 
 
@@ -120,7 +172,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  names = [case.name for case in CASES]
+  names = sorted({case.name for case in CASES})
   parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {names}")
   parser.add_argument("--slices", nargs="+", default=SLICES)
   args = parser.parse_args()
@@ -161,7 +213,7 @@ def _row(case: Case, slice_name: str) -> str:
   taken = max(time, memory)
   analysis = compiled.memory_analysis()
   cells = (
-    case.name,
+    f"{case.name}, {case.size}",
     generation,
     f"{schedule.bundles} x {steps}",
     f"{time:.3f}",
