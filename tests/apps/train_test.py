@@ -31,9 +31,8 @@ def converted(tmp_path):
   vocabulary = tokens.train_tokenizer(WORDS, 320, path).vocabulary
   config = toy.model_config()
   language = dataclasses.replace(config.language, vocabulary=vocabulary)
-  torch_files.write_release(
-    tmp_path / "syre", dataclasses.replace(config, language=language)
-  )
+  config = dataclasses.replace(config, language=language, channel_order="bgr")
+  torch_files.write_release(tmp_path / "syre", config)
   out = tmp_path / "ours"
   told = ("convert", "import", "--from=syre", tmp_path / "syre", out)
   assert _rcmed(*told, "--tokenizer", path) == 0

@@ -318,7 +318,9 @@ def test_tpu_slices_run_together(launch, tmp_path):
   )
   assert code == 0
   assert {"--node-prefix=mine", "--node-count=2"} <= set(done[0][1])
-  machines = {call[5] for action, call, _ in done if action == "train"}
+  machines = {
+    call[call.index("ssh") + 1] for action, call, _ in done if action == "train"
+  }
   assert machines == {"mine-0", "mine-1"}
 
 
