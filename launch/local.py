@@ -31,6 +31,8 @@ STOPPED = 75
 # How long the others may still speak, or save, after the first has left.
 GRACE_S = 30.0
 
+# Of XLA for each virtual device.
+THREADS = 4
 _DEVICE_COUNT = r"--xla_force_host_platform_device_count=\d+"
 
 
@@ -88,6 +90,9 @@ def environment(
       f"{flags} --xla_force_host_platform_device_count={devices}".strip()
     )
     told["JAX_PLATFORMS"] = "cpu"
+    # XLA's threads: a device holds one in each collective that it has begun,
+    # and with as few as there are cores all may wait for each other.
+    told.setdefault("NPROC", str(THREADS * devices))
     return told
   if len(gpus) < processes * devices:
     raise ValueError(

@@ -158,7 +158,7 @@ def test_says_what_it_cannot(rows, width, dtype, reason):
 
 def test_without_a_tpu_the_reference_runs():
   found = refusals(*_shapes(16, 16, 4, 4))
-  assert "needs a TPU, not a cpu" in found["pallas"]
+  assert "needs a TPU or a GPU, not a cpu" in found["pallas"]
   given = [jnp.float32(a) for a in arguments(1, 4, 4, 16)]
   np.testing.assert_array_equal(
     relpos_attention(*given, 0.25),
