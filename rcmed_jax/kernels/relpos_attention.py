@@ -10,11 +10,14 @@ Source: SAM's `add_decomposed_rel_pos`, "Segment Anything",
 arXiv 2304.02643.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from rcmed_jax.kernels import (
   choice,
+  relpos_attention_blocks,
   relpos_attention_cudnn,
   relpos_attention_gpu,
   relpos_attention_tpu,
@@ -22,6 +25,7 @@ from rcmed_jax.kernels import (
   relpos_attention_tpu_window,
 )
 
+BLOCKS = "blocks"
 CUDNN = "cudnn"
 
 # The bias of keys that only fill a grid up. Far below any score, yet finite:
@@ -54,8 +58,8 @@ def relpos_attention(
     rel_w_MPX: float32 bias of each query towards each key column.
     scale: of the scores; the biases come from the unscaled query.
     implementation: None takes the fastest that runs here, "reference" is plain
-      XLA, "pallas" the kernel of the platform at hand, "cudnn" NVIDIA's with
-      the bias inside the products.
+      XLA, "blocks" plain XLA by blocks of queries, "pallas" the kernel of the
+      platform at hand, "cudnn" NVIDIA's with the bias inside the products.
     interpret: runs the TPU's kernel on any platform, slowly, to test it.
 
   Raises:
@@ -75,6 +79,8 @@ def relpos_attention(
     implementation,
     refusals(*arguments, interpret=interpret),
   )
+  if chosen == BLOCKS:
+    return relpos_attention_blocks.attend(*arguments, scale)
   if chosen == CUDNN:
     return relpos_attention_cudnn.attend(*arguments, scale)
   if chosen == choice.PALLAS and _on_gpu(interpret):
@@ -129,6 +135,7 @@ def refusals(
     # Last, because neither has run on a GPU yet: they wait for being asked.
     return {
       choice.REFERENCE: None,
+      BLOCKS: None,
       CUDNN: relpos_attention_cudnn.refusal(q_MPH, grid),
       choice.PALLAS: relpos_attention_gpu.refusal(q_MPH, k_MPH, v_MPH, grid),
     }
@@ -142,9 +149,14 @@ def refusals(
     )
   else:
     why = f"it needs a TPU or a GPU, not a {platform}, or interpret=True"
+  plain = [choice.REFERENCE, BLOCKS]
+  if platform == "cpu" and relpos_attention_blocks.worthwhile(
+    math.prod(q_MPH.shape[:-2]), q_MPH.shape[-2]
+  ):
+    plain.reverse()
   return {
     choice.PALLAS: why,
-    choice.REFERENCE: None,
+    **dict.fromkeys(plain),
     CUDNN: f"it needs an NVIDIA GPU, not {kind!r}",
   }
 

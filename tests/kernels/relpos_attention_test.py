@@ -1,16 +1,21 @@
-"""The plain reference against the formula, entry by entry, in float64."""
+"""Both plain ones against the formula, entry by entry, in float64."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rcmed_jax.kernels import relpos_attention_blocks
 from rcmed_jax.kernels.relpos_attention import (
+  refusals,
   relpos_attention,
   window_relpos_attention,
 )
 
 SCALE = 0.37
+PLAIN = ("reference", "blocks")
 
 
 def _arguments(heads, rows, columns, width, seed=0):
@@ -41,21 +46,30 @@ def _formula(q_MPH, k_MPH, v_MPH, rel_h_MPY, rel_w_MPX, scale=SCALE):
   return out_MPH
 
 
+@pytest.fixture(params=[*PLAIN, "small blocks"])
+def attend(request, monkeypatch):
+  """One of the plain implementations; the last one with a rest to each map."""
+  if request.param == "small blocks":
+    monkeypatch.setattr(relpos_attention_blocks, "QUERIES", 4)
+  implementation = request.param.removeprefix("small ")
+  return functools.partial(relpos_attention, implementation=implementation)
+
+
 @pytest.mark.parametrize(
-  ("rows", "columns", "width"), [(3, 5, 7), (1, 4, 2), (6, 6, 80)]
+  ("rows", "columns", "width"), [(3, 5, 7), (1, 4, 2), (1, 2, 3), (6, 6, 80)]
 )
-def test_matches_the_formula_on_any_grid(rows, columns, width):
-  arguments = _arguments(2, rows, columns, width)
-  found = relpos_attention(*map(jnp.float32, arguments), SCALE)
+def test_matches_the_formula_on_any_grid(attend, rows, columns, width):
+  arguments = _arguments(3, rows, columns, width)
+  found = attend(*map(jnp.float32, arguments), SCALE)
   np.testing.assert_allclose(found, _formula(*arguments), atol=5e-6)
 
 
-def test_bfloat16_keeps_scores_in_float32():
+def test_bfloat16_keeps_scores_in_float32(attend):
   q, k, v, rel_h, rel_w = _arguments(2, 3, 5, 8)
   q, k, v = (
     np.asarray(array, jnp.bfloat16).astype(np.float64) for array in (q, k, v)
   )
-  found = relpos_attention(
+  found = attend(
     *(jnp.asarray(array, jnp.bfloat16) for array in (q, k, v)),
     jnp.float32(rel_h),
     jnp.float32(rel_w),
@@ -66,19 +80,19 @@ def test_bfloat16_keeps_scores_in_float32():
   np.testing.assert_allclose(np.float64(found), expected, atol=1e-2)
 
 
-def test_large_scores_do_not_overflow():
+def test_large_scores_do_not_overflow(attend):
   q, k, v, rel_h, rel_w = _arguments(1, 2, 3, 4)
   arguments = [q * 100, k * 100, v, rel_h * 1000, rel_w]
-  found = relpos_attention(*map(jnp.float32, arguments), SCALE)
+  found = attend(*map(jnp.float32, arguments), SCALE)
   np.testing.assert_allclose(found, _formula(*arguments), atol=1e-4)
 
 
-def test_gradients_match_the_slope_of_the_formula():
+def test_gradients_match_the_slope_of_the_formula(attend):
   arguments = _arguments(2, 3, 2, 4)
   rng = np.random.default_rng(1)
   weights = rng.standard_normal(arguments[2].shape)
   gradients = jax.grad(
-    lambda *args: (relpos_attention(*args, SCALE) * weights).sum(),
+    lambda *args: (attend(*args, SCALE) * weights).sum(),
     argnums=range(5),
   )(*map(jnp.float32, arguments))
   step = 1e-5
@@ -102,11 +116,22 @@ def test_a_window_is_a_small_grid():
   )
 
 
-@pytest.mark.parametrize("attend", [relpos_attention, window_relpos_attention])
-def test_refuses_an_implementation_that_does_not_exist(attend):
+def test_many_scores_are_made_in_blocks():
+  def first(*shape):
+    shapes = [jax.ShapeDtypeStruct((*shape, n), jnp.float32) for n in (5, 64)]
+    (q, rel) = shapes
+    offered = refusals(q, q, q, rel, rel)
+    return next(name for name, why in offered.items() if why is None)
+
+  assert first(12, 4096) == "blocks"
+  assert first(2, 64) == "reference"
+
+
+@pytest.mark.parametrize("op", [relpos_attention, window_relpos_attention])
+def test_refuses_an_implementation_that_does_not_exist(op):
   arguments = [jnp.float32(array) for array in _arguments(1, 2, 2, 3)]
   with pytest.raises(NotImplementedError, match=r"'pallas'.*choose one of"):
-    attend(*arguments, SCALE, implementation="pallas")
+    op(*arguments, SCALE, implementation="pallas")
 
 
 def test_refuses_what_is_no_grid():
