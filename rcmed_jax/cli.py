@@ -21,6 +21,7 @@ COMMANDS = {
   "predict": "ask a trained model about one image",
   "adapt": "teach a new class from examples, without training",
   "convert": "take in a PyTorch checkpoint, or give one out",
+  "plan": "memory, traffic and speed of a step on chips not rented yet",
   "bench": "which kernels run on this machine, and how fast",
 }
 

@@ -127,7 +127,7 @@ class Pipeline:
     self._items = items
     self._tokenizer = tokenizer
     self._config = config
-    self._masks_per_row = config.masks_per_row or config.max_targets
+    self._masks_per_row = _masks_per_row(config)
     self._image_size = image_size
     self._quarantine = quarantine
     self._siblings = readers.class_table(items)
@@ -245,23 +245,16 @@ class Pipeline:
   def _load(self, batch: tuple[int, list[_Row]]) -> Batch:
     """The image stage: arrays of this process's rows."""
     length, rows = batch
-    size, mask_size = self._image_size, self._config.mask_size
-    targets = len(rows), self._masks_per_row
-    tokens_BT, length_B = tokens.pad([row.tokens_T for row in rows], (length,))
-    labels_BT, _ = tokens.pad(
+    shapes = batch_shapes(self._config, self._image_size, len(rows), length)
+    arrays = {name: np.zeros(*spec) for name, spec in shapes.items()}
+    arrays["extent_B2"][:] = self._image_size
+    arrays["tokens_BT"], arrays["length_B"] = tokens.pad(
+      [row.tokens_T for row in rows], (length,)
+    )
+    arrays["labels_BT"], _ = tokens.pad(
       [row.labels_T for row in rows], (length,), tokens.IGNORE_LABEL
     )
-    arrays = {
-      "pixels_BIJC": np.zeros((len(rows), size, size, 3), np.uint8),
-      "extent_B2": np.full((len(rows), 2), size, np.int32),
-      "tokens_BT": tokens_BT,
-      "length_B": length_B,
-      "labels_BT": labels_BT,
-      "seg_BG": np.zeros(targets, np.int32),
-      "valid_BG": np.zeros(targets, bool),
-      "masks_BGIJ": np.zeros((*targets, mask_size, mask_size), np.uint8),
-      "record_B": np.array([row.record for row in rows], np.int64),
-    }
+    arrays["record_B"] = np.array([row.record for row in rows], np.int64)
     for b, row in enumerate(rows):
       self._fill(arrays, b, row)
     return arrays
@@ -306,6 +299,34 @@ class Pipeline:
       for name, mask_IJ in zip(triplet.classes, triplet.masks_GIJ, strict=True)
     }
     return pixels_IJC, extent_2, masks
+
+
+def batch_shapes(
+  config: DataConfig, image_size: int, rows: int, length: int
+) -> dict[str, tuple[tuple[int, ...], type]]:
+  """(shape, dtype) of every array that a training step reads.
+
+  Args:
+    config: of the pipeline.
+    image_size: side of the model's frame.
+    rows: in the batch.
+    length: of the padded text, one of `config.lengths`.
+  """
+  targets, side = (rows, _masks_per_row(config)), config.mask_size
+  return {
+    "pixels_BIJC": ((rows, image_size, image_size, 3), np.uint8),
+    "extent_B2": ((rows, 2), np.int32),
+    "tokens_BT": ((rows, length), np.int32),
+    "length_B": ((rows,), np.int32),
+    "labels_BT": ((rows, length), np.int32),
+    "seg_BG": (targets, np.int32),
+    "valid_BG": (targets, bool),
+    "masks_BGIJ": ((*targets, side, side), np.uint8),
+  }
+
+
+def _masks_per_row(config: DataConfig) -> int:
+  return config.masks_per_row or config.max_targets
 
 
 def corpus(items: Sequence[Record]) -> Iterator[str]:

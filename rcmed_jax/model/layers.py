@@ -71,29 +71,38 @@ def named(init: Initializer, names: tuple[str, ...]) -> Initializer:
   return nnx.with_partitioning(init, names)
 
 
-def product(values: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
+def product(
+  values: jax.Array, kernel: jax.Array, dtype: Any, result: Any = None
+) -> jax.Array:
   """values [..., I] times kernel [I, ...], computed in `dtype`.
 
-  The gradient of the kernel is in the kernel's dtype.
+  The result is in `dtype`, too, unless told otherwise; the gradient of the
+  kernel is in the kernel's dtype.
   """
-  return checkpoint_name(_product(values, kernel, dtype), _PRODUCT)
+  out = _product(values, kernel, dtype, result or dtype)
+  return checkpoint_name(out, _PRODUCT)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(values: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
-  return jnp.tensordot(values.astype(dtype), kernel.astype(dtype), 1)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product(
+  values: jax.Array, kernel: jax.Array, dtype: Any, result: Any
+) -> jax.Array:
+  return jnp.tensordot(
+    values.astype(dtype), kernel.astype(dtype), 1, preferred_element_type=result
+  )
 
 
 def _product_forward(
-  values: jax.Array, kernel: jax.Array, dtype: Any
+  values: jax.Array, kernel: jax.Array, dtype: Any, result: Any
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  return _product(values, kernel, dtype), (values, kernel)
+  return _product(values, kernel, dtype, result), (values, kernel)
 
 
 def _product_backward(
-  dtype: Any, inputs: tuple[jax.Array, jax.Array], change: jax.Array
+  dtype: Any, _: Any, inputs: tuple[jax.Array, jax.Array], change: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   values, kernel = inputs
+  change = change.astype(dtype)
   outputs = tuple(range(1, kernel.ndim))
   last = tuple(range(change.ndim - len(outputs), change.ndim))
   rows = tuple(range(values.ndim - 1))

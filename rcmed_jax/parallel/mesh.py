@@ -18,6 +18,9 @@ import numpy as np
 MESH_AXES = ("slice", "data", "fsdp", "tensor")
 BATCH_AXES = ("slice", "data", "fsdp")
 
+# An abstract one has no devices: enough to place shapes by.
+AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
+
 _AUTO = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
 
 
@@ -60,7 +63,20 @@ def make_mesh(
   return jax.make_mesh(sizes, MESH_AXES, axis_types=_AUTO, devices=devices)
 
 
-def batch_shards(mesh: jax.sharding.Mesh) -> int:
+def abstract_mesh(
+  config: MeshConfig, devices: int
+) -> jax.sharding.AbstractMesh:
+  """The mesh of that many devices, which need not exist.
+
+  Raises:
+    ValueError: where the sizes do not multiply to `devices`.
+  """
+  return jax.sharding.AbstractMesh(
+    _sizes(config, devices), MESH_AXES, axis_types=_AUTO
+  )
+
+
+def batch_shards(mesh: AnyMesh) -> int:
   """Into how many parts the batch is cut."""
   return math.prod(mesh.shape[name] for name in BATCH_AXES)
 

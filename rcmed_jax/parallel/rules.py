@@ -37,7 +37,7 @@ MULTIPLES = {axes.VOCAB: 128}
 
 def param_shardings(
   state: nnx.State,
-  mesh: jax.sharding.Mesh,
+  mesh: meshes.AnyMesh,
   *,
   whole_over: frozenset[str] = frozenset(),
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -126,12 +126,12 @@ def constrain(values: jax.Array, *names: str) -> jax.Array:
   return jax.lax.with_sharding_constraint(values, spec)
 
 
-def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+def batch_sharding(mesh: meshes.AnyMesh) -> NamedSharding:
   """First axis over slice, data and fsdp; the others whole."""
   return NamedSharding(mesh, PartitionSpec(RULES[axes.BATCH]))
 
 
-def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+def replicated(mesh: meshes.AnyMesh) -> NamedSharding:
   """The whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
@@ -160,7 +160,7 @@ def _partition(
   name: str,
   names: tuple[str, ...],
   shape: tuple[int, ...],
-  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+  mesh: meshes.AnyMesh,
   whole: list[str],
   whole_over: frozenset[str] = frozenset(),
 ) -> PartitionSpec:

@@ -13,8 +13,26 @@ from typing import Any
 from jax.experimental import topologies as jax_topologies
 import numpy as np
 
-# GiB of memory a chip. Source: Google Cloud's documentation of TPU versions.
-MEMORY_GIB = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192}
+# Slices that can be rented, by generation. Larger ones of three sides are
+# multiples of 4. Source: Google Cloud's pages on each TPU version.
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = (
+  "2x2x1",
+  "2x2x2",
+  "2x2x4",
+  "2x4x4",
+  "4x4x4",
+  "4x4x8",
+  "4x8x8",
+  "8x8x8",
+)
+SHAPES = {
+  "v4": _CUBES,
+  "v5e": _FLAT,
+  "v5p": _CUBES,
+  "v6e": _FLAT,
+  "tpu7x": _CUBES,
+}
 
 # What libtpu asks its machine for, and a machine without a TPU cannot answer.
 _ANSWERS = {
@@ -38,10 +56,9 @@ def devices(name: str, slices: int = 1) -> np.ndarray:
     ValueError: no such slice.
   """
   generation = name.partition(":")[0]
-  if generation not in MEMORY_GIB:
+  if generation not in SHAPES:
     raise ValueError(
-      f"topology {name!r}: unknown generation {generation!r}; write one of "
-      f"{tuple(MEMORY_GIB)} and its shape, as in v5e:2x4 or v5p:4x4x8."
+      f"topology {name!r}: unknown generation {generation!r}; {known()}"
     )
   if importlib.util.find_spec("libtpu") is None:
     raise NotImplementedError(
@@ -56,6 +73,16 @@ def devices(name: str, slices: int = 1) -> np.ndarray:
     )
   except RuntimeError as error:  # what XLA raises
     raise ValueError(
-      f"topology {name!r} is not one that the TPU compiler knows: {error}"
+      f"topology {name!r} is not one that the TPU compiler knows; {known()} "
+      f"The compiler says: {error}"
     ) from error
   return np.asarray(found.devices)
+
+
+def known() -> str:
+  """A sentence that lists the slices."""
+  listed = "; ".join(
+    f"{generation}:{shapes[0]}, {', '.join(shapes[1:])}"
+    for generation, shapes in SHAPES.items()
+  )
+  return f"known are {listed}."

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from rcmed_jax import axes
 from rcmed_jax.data.tokens import IGNORE_LABEL
+from rcmed_jax.model import layers
 from rcmed_jax.parallel import rules
 
 # Each turn gathers a head that fsdp cuts and scatters its gradient, so turns
@@ -81,10 +82,8 @@ def _sum(
   vocabulary: int,
 ) -> jax.Array:
   """float32[]: the summed cross-entropy of some positions."""
-  logits_BTV = jnp.matmul(
-    states_BTD,
-    head_DV.astype(states_BTD.dtype),
-    preferred_element_type=jnp.float32,
+  logits_BTV = layers.product(
+    states_BTD, head_DV, states_BTD.dtype, jnp.float32
   )
   logits_BTV = rules.constrain(logits_BTV, axes.BATCH, axes.LENGTH, axes.VOCAB)
   ids_11V = jnp.arange(head_DV.shape[1])[None, None]

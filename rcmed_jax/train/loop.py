@@ -115,13 +115,10 @@ def train(
   optimizer = optimizers.make_optimizer(optimizer_config, config.steps)
   rate = optimizers.learning_rate(optimizer_config, config.steps)
   layout = steps.make_layout(model_config, optimizer_config, optimizer, mesh)
-  loss_config = config.loss
-  if not model_config.correlation.deep_supervision:
-    loss_config = dataclasses.replace(loss_config, deep_supervision=0.0)
   train_step = steps.make_train_step(
     layout,
     optimizer,
-    loss_config,
+    config.loss.for_model(model_config),
     accumulation=config.accumulation,
     seed=config.seed,
     reduce_dtype=optimizer_config.reduce_dtype,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from rcmed_jax.data.tokens import IGNORE_LABEL
+from rcmed_jax.model.config import ModelConfig
 from rcmed_jax.model.rcmed import Prediction
 
 MASK_TERMS = ("dice", "bce", "boundary")
@@ -41,6 +42,11 @@ class LossConfig:
   # Weight of each correlation step's mask before the last, where
   # model.correlation.deep_supervision is on.
   deep_supervision: float = 0.5
+
+  def for_model(self, model: ModelConfig) -> "LossConfig":
+    """The weights that count for a model of this config."""
+    on = model.correlation.deep_supervision
+    return self if on else dataclasses.replace(self, deep_supervision=0.0)
 
 
 def losses(

@@ -17,6 +17,7 @@ import optax
 
 from rcmed_jax.model import config as model_configs
 from rcmed_jax.model import rcmed
+from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.parallel import rules
 from rcmed_jax.train import cross_entropy, losses
 from rcmed_jax.train import optimizer as optimizers
@@ -47,7 +48,7 @@ class Layout:
   """The structure of a model and where its state lies."""
 
   graphdef: nnx.GraphDef
-  mesh: jax.sharding.Mesh
+  mesh: meshes.AnyMesh
   state: TrainState  # of jax.ShapeDtypeStruct with shardings
   replicated: tuple[str, ...]  # sentences: dimensions that could not be cut
 
@@ -60,7 +61,7 @@ def make_layout(
   model_config: model_configs.ModelConfig,
   optimizer_config: optimizers.OptimizerConfig,
   optimizer: optax.GradientTransformation,
-  mesh: jax.sharding.Mesh,
+  mesh: meshes.AnyMesh,
 ) -> Layout:
   """Structure, shapes and shardings of the training state, without memory.
 
@@ -118,6 +119,7 @@ def init_state(
   init = functools.partial(
     _init, model_config, optimizer_config, optimizer, seed
   )
+  assert isinstance(layout.mesh, jax.sharding.Mesh)  # where arrays can lie
   platform = layout.mesh.devices.flat[0].platform
   return jax.jit(
     init,

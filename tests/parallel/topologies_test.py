@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcmed_jax.parallel import mesh, topologies
+from rcmed_jax.parallel import chips, mesh, topologies
 
 
 @pytest.fixture(autouse=True)
@@ -35,10 +35,15 @@ def test_an_unknown_slice_is_an_error_that_names_it(name):
     topologies.devices(name)
 
 
-def test_every_generation_with_a_memory_is_known_to_the_compiler():
-  for name in ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"):
-    assert np.size(topologies.devices(name)) >= 4
-    assert name.partition(":")[0] in topologies.MEMORY_GIB
+def test_every_generation_of_the_tables_is_known_to_the_compiler():
+  assert list(topologies.SHAPES) == list(chips.TPUS)
+  for generation, shapes in topologies.SHAPES.items():
+    assert np.size(topologies.devices(f"{generation}:{shapes[1]}")) >= 4
+
+
+def test_an_unknown_slice_is_told_the_known_ones():
+  with pytest.raises(ValueError, match=r"v5e:1x1, 2x2.*v5p:2x2x1"):
+    topologies.devices("v5e:3x5")
 
 
 def test_only_gradients_leave_a_slice():

@@ -1,0 +1,115 @@
+"""`rcmed plan`: what a step takes on accelerators that nobody has rented."""
+
+import argparse
+from collections.abc import Sequence
+import dataclasses
+import json
+import pathlib
+import sys
+
+import jax
+
+from rcmed_jax.apps import plan_report, plan_search, plan_steps, settings
+
+# Exit code where the step does not fit.
+TOO_LARGE = 1
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the command; see `rcmed plan --help`."""
+  args, rest = _parser().parse_known_args(argv)
+  if not 0 < args.utilisation <= 1:
+    raise ValueError(
+      f"--utilisation={args.utilisation} must be above 0 and at most 1."
+    )
+  # No accelerator is needed, nor kept from others; libtpu would look for one.
+  jax.config.update("jax_platforms", "cpu")
+  sizes = [f"--config.mesh.{size.strip()}" for size in args.mesh.split(",")]
+  told = settings.parse([*rest, *(sizes if args.mesh else ())])
+  where = plan_steps.place(args.topology, args.slices)
+  if args.search:
+    choices = plan_search.search(
+      told,
+      where,
+      args.step,
+      utilisation=args.utilisation,
+      price=args.price,
+      compiles=args.compile,
+      say=lambda sentence: print(f"plan: {sentence}", file=sys.stderr),
+    )
+    if args.json:
+      print(json.dumps([dataclasses.asdict(one) for one in choices], indent=2))
+    else:
+      print(plan_search.table(choices))
+    return 0 if choices[0].fits else TOO_LARGE
+  if where.compiles:
+    print("plan: compiling, minutes at full size", file=sys.stderr)
+  found, text = plan_report.report(
+    told, where, args.step, utilisation=args.utilisation, price=args.price
+  )
+  if args.program and text:
+    args.program.write_text(text, encoding="utf-8")
+  if args.json:
+    print(json.dumps(dataclasses.asdict(found), indent=2))
+  else:
+    print(plan_report.table(found))
+  return 0 if found.fits else TOO_LARGE
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    "rcmed plan",
+    allow_abbrev=False,
+    description="Compiles a step for a TPU slice that need not exist, or "
+    "counts it for GPUs, and prints memory by kind, the largest arrays, what "
+    "is sent, and the speed to expect. Exit code 1 where it does not fit.",
+  )
+  parser.add_argument(
+    "--topology",
+    required=True,
+    help="v5e:16x16, v5p:4x4x8, v6e:16x16, ... compiled; h100:64, ... counted",
+  )
+  parser.add_argument(
+    "--slices", type=int, default=1, help="of this topology; default: 1"
+  )
+  parser.add_argument(
+    "--step",
+    choices=plan_steps.STEPS,
+    default="train",
+    help="default: train; evaluate answers whole, decode adds a token",
+  )
+  parser.add_argument(
+    "--mesh",
+    default="",
+    metavar="data=4,fsdp=64",
+    help="short for --config.mesh.data=4 --config.mesh.fsdp=64",
+  )
+  parser.add_argument(
+    "--utilisation",
+    type=float,
+    default=0.4,
+    help="of the peak that arithmetic reaches, for the speed; default: 0.4",
+  )
+  parser.add_argument(
+    "--price", type=float, metavar="USD", help="of one device for an hour"
+  )
+  parser.add_argument("--json", action="store_true", help="print JSON")
+  parser.add_argument(
+    "--program",
+    type=pathlib.Path,
+    metavar="FILE",
+    help="takes the compiled program's text",
+  )
+  parser.add_argument(
+    "--search",
+    action="store_true",
+    help="try meshes, micro-batches, remat policies and placements",
+  )
+  parser.add_argument(
+    "--compile",
+    type=int,
+    default=2,
+    metavar="N",
+    help="with --search: compile the N best; default: 2",
+  )
+  return parser

@@ -1,0 +1,57 @@
+"""What accelerators can do at most, as their makers tell it."""
+
+import dataclasses
+import re
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """One device of JAX; 1 GB is 1e9 bytes, 1 GiB 2**30."""
+
+  name: str
+  memory_gib: float
+  tflops: float  # dense bfloat16
+  memory_gbs: float  # GB/s, to its own memory
+  link_gbs: float  # GB/s that it sends at once over all links to its like
+  network_gbs: float  # GB/s of its share of the data-centre network
+  domain: int | None = None  # devices that the links join; None: the slice
+
+
+# Sources: Google Cloud's pages on each TPU version (links are told in both
+# directions there) and NVIDIA's data sheets; a server of eight GPUs has eight
+# adapters of 400 Gbit/s (A100: 200). A tpu7x chip is two devices, of half each.
+TPUS = {
+  chip.name: chip
+  for chip in (
+    Chip("v4", 32, 275, 1200, 300, 3.1),
+    Chip("v5e", 16, 197, 800, 200, 3.1),
+    Chip("v5p", 95, 459, 2765, 600, 6.2),
+    Chip("v6e", 32, 918, 1600, 400, 12.5),
+    Chip("tpu7x", 96, 1153, 3690, 300, 6.2),
+  )
+}
+GPUS = {
+  chip.name: chip
+  for chip in (
+    Chip("a100", 80, 312, 2039, 300, 25, domain=8),
+    Chip("h100", 80, 989, 3350, 450, 50, domain=8),
+    Chip("h200", 141, 989, 4800, 450, 50, domain=8),
+    Chip("b200", 180, 2250, 8000, 900, 50, domain=8),
+  )
+}
+
+
+def gpus(topology: str) -> tuple[Chip, int] | None:
+  """(kind, number) of "h100:64"; None where it names no GPU.
+
+  Raises:
+    ValueError: a GPU, but no number.
+  """
+  name, _, count = topology.partition(":")
+  if name not in GPUS:
+    return None
+  if not re.fullmatch(r"[1-9]\d*", count):
+    raise ValueError(
+      f"topology {topology!r}: expected a number of GPUs, as in {name}:64."
+    )
+  return GPUS[name], int(count)
