@@ -87,9 +87,10 @@ def search(
       counts, _ = report(choice, compiles=False, step=step)
       counted.append((choice, Choice(_flags(choice, name), counts)))
   if not counted:
+    section = "train" if name == "train" else "eval"
     raise ValueError(
       f"no mesh of {where.count} devices divides the batch; choose "
-      f"{'train' if name == 'train' else 'eval'}.batch_size as a multiple of it."
+      f"{section}.batch_size as a multiple of them."
     )
   say(f"{len(counted)} choices counted")
   counted.sort(key=lambda pair: _rank(pair[1]))

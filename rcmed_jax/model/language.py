@@ -21,6 +21,7 @@ from rcmed_jax.model.config import ModelConfig
 from rcmed_jax.model.lora import LoraLinear
 from rcmed_jax.parallel import rules
 from rcmed_jax.parallel.local import local
+from rcmed_jax.parallel.lookup import lookup
 
 # Attention on each device's own rows and heads.
 _ROWS = PartitionSpec(axes.BATCH)
@@ -169,8 +170,8 @@ class Language(nnx.Module):
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """[..., D] in the arithmetic's dtype, from token ids of any shape."""
-    # Cast after the look-up: gradients of one token's many uses are then added
-    # in the embedding's own dtype.
+    if tokens.ndim == 2:
+      return lookup(self.embedding[...], tokens, self.dtype)
     return self.embedding[...][tokens].astype(self.dtype)
 
   def __call__(

@@ -106,14 +106,19 @@ def _product_backward(
   outputs = tuple(range(1, kernel.ndim))
   last = tuple(range(change.ndim - len(outputs), change.ndim))
   rows = tuple(range(values.ndim - 1))
-  d_values = jnp.tensordot(change, kernel.astype(dtype), (last, outputs))
+  d_values = jnp.tensordot(
+    change,
+    kernel.astype(dtype),
+    (last, outputs),
+    preferred_element_type=values.dtype,
+  )
   d_kernel = jnp.tensordot(
     values.astype(dtype),
     change,
     (rows, rows),
     preferred_element_type=kernel.dtype,
   )
-  return d_values.astype(values.dtype), d_kernel
+  return d_values, d_kernel
 
 
 _product.defvjp(_product_forward, _product_backward)

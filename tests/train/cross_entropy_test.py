@@ -14,7 +14,7 @@ from rcmed_jax.data.tokens import IGNORE_LABEL
 from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.train import cross_entropy, losses
 
-VOCABULARY, HELD = 37, 40
+VOCABULARY, HELD = 500, 512
 ROWS, LENGTH, WIDTH = 8, 11, 6
 
 
@@ -46,21 +46,21 @@ def in_float64(states_BTD, head_DV, labels_BT):
 
 
 @functools.cache
-def compiled(max_positions):
+def compiled(max_ids):
   loss = functools.partial(
-    cross_entropy.text_loss, vocabulary=VOCABULARY, max_positions=max_positions
+    cross_entropy.text_loss, vocabulary=VOCABULARY, max_ids=max_ids
   )
   return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
 
 
-def value_and_slopes(case, max_positions=4):
-  value, slopes = compiled(max_positions)(*map(jnp.asarray, case))
+def value_and_slopes(case, max_ids=128):
+  value, slopes = compiled(max_ids)(*map(jnp.asarray, case))
   return value, *slopes
 
 
-@pytest.mark.parametrize("max_positions", [4, 128])
-def test_value_and_gradients_are_the_formula_s(case, max_positions):
-  found = value_and_slopes(case, max_positions)
+@pytest.mark.parametrize("max_ids", [128, 200, 4096])  # 4, 3 and 1 parts
+def test_value_and_gradients_are_the_formula_s(case, max_ids):
+  found = value_and_slopes(case, max_ids)
   for ours, wanted in zip(found, in_float64(*case), strict=True):
     np.testing.assert_allclose(ours, wanted, atol=1e-6)
   # Nothing reaches places beyond the vocabulary, not even a little.
@@ -107,15 +107,15 @@ def test_no_label_at_all_is_zero_and_a_wrong_one_is_not_finite(case):
   assert np.isnan(value_and_slopes((states_BTD, head_DV, wrong))[0])
 
 
-def test_logits_of_all_positions_never_exist(case):
-  jaxpr = jax.make_jaxpr(compiled(4))(*map(jnp.asarray, case))
+def test_logits_of_all_ids_never_exist(case):
+  jaxpr = jax.make_jaxpr(compiled(128))(*map(jnp.asarray, case))
   sizes = {
     np.prod(variable.aval.shape)
     for inner in _jaxprs(jaxpr.jaxpr)
     for equation in inner.eqns
     for variable in equation.outvars
   }
-  assert ROWS * 4 * HELD in sizes
+  assert ROWS * LENGTH * 128 in sizes
   assert max(sizes) < ROWS * LENGTH * HELD
 
 
