@@ -58,9 +58,7 @@ def test_the_table_never_comes_together():
       of, jax.sharding.PartitionSpec("tensor", "fsdp")
     )
     step = jax.jit(
-      jax.grad(
-        lambda t, i: jnp.sum(lookup(t, i, jnp.float32) * change_BSD)
-      ),
+      jax.grad(lambda t, i: jnp.sum(lookup(t, i, jnp.float32) * change_BSD)),
       out_shardings=part,
     )
     given = jax.ShapeDtypeStruct(table_VD.shape, jnp.float32, sharding=part)
