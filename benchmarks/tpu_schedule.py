@@ -117,6 +117,7 @@ def _correlation(words: int, *, backward: bool) -> Case:
   count, head, size = images * heads, channels // heads, "bfloat16"
   pixel = ((images, pixels, channels), size)
   word = ((images, words, channels), size)
+  read = ((images, words, channels), "float32")
   given = (
     *(pixel, pixel, word, word),
     ((images, words), "bool"),
@@ -144,7 +145,7 @@ def _correlation(words: int, *, backward: bool) -> Case:
     name=f"correlation_{'backward' if backward else 'forward'}",
     size=f"{words} words",
     run=run,
-    shapes=(*given, *((pixel, word, *lse, pixel, word) if backward else ())),
+    shapes=(*given, *((pixel, read, *lse, pixel, word) if backward else ())),
     images=images,
     products=(*(scores,) * 3, *(to_words,) * 2, *(to_pixels,) * 2)
     if backward

@@ -153,8 +153,10 @@ def _fused_forward(heads: int, interpret: bool, *operands: jax.Array):
   pixels_BPC, words_BTC, *lse = correlation_attention_tpu.forward(
     *operands, heads=heads, interpret=interpret
   )
-  outputs = pixels_BPC, words_BTC
-  return outputs, (*operands, *outputs, *lse)
+  # A gate may leave all words the same few pixels, where gradients are small
+  # differences; rounded words would show there many times over.
+  kept = *operands, pixels_BPC, words_BTC, *lse
+  return (pixels_BPC, words_BTC.astype(operands[3].dtype)), kept
 
 
 def _fused_backward(heads: int, interpret: bool, residuals, cotangents):

@@ -39,9 +39,10 @@ def forward(
   """What `correlation_attention` returns, and the logsumexps for `backward`.
 
   Returns:
-    (pixels [B, P, C], words [B, T, C], float32 logsumexp over words of each
-    pixel [B, groups, heads, P], and over pixels of each word
-    [B, groups, heads, T]); the last two in base 2, padded as `tiling` says.
+    (pixels [B, P, C], words float32[B, T, C] whatever the operands' dtype,
+    float32 logsumexp over words of each pixel [B, groups, heads, P], and over
+    pixels of each word [B, groups, heads, T]); the last two in base 2, padded
+    as `tiling` says.
   """
   cut = layout.tiling(query_BPC, key_BTC, heads)
   mask_B1T, gate_B1P = layout.rows(mask_BT, gate_BP, cut)
@@ -64,7 +65,7 @@ def forward(
     ],
     out_shape=[
       jax.ShapeDtypeStruct((cut.rows, cut.pixels, cut.channels), dtype),
-      jax.ShapeDtypeStruct((cut.rows, cut.words, cut.channels), dtype),
+      jax.ShapeDtypeStruct((cut.rows, cut.words, cut.channels), jnp.float32),
       jax.ShapeDtypeStruct((*lse, cut.pixels), jnp.float32),
       jax.ShapeDtypeStruct((*lse, cut.words), jnp.float32),
     ],

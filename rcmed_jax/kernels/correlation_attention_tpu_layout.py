@@ -25,8 +25,9 @@ LANES = 128
 TILE = 128
 # Words stay in VMEM for a whole group, and this is what was compiled.
 MAX_WORDS = 512
-# Narrower heads would keep statistics of 32 heads and more in VMEM at once.
-MIN_WIDTH = 8
+# Narrower heads would keep statistics of 32 heads and more in VMEM at once;
+# wider ones in float32 overrun it at MAX_WORDS.
+WIDTHS = (8, 16, 32, 64, 128, 256)
 DTYPES = (jnp.bfloat16, jnp.float32)
 
 # Added to the scores of masked words in a pixel's softmax.
@@ -124,9 +125,9 @@ def refusal(
       "it needs queries, keys and values all bfloat16 or all float32, "
       f"received {', '.join(names)}"
     )
-  if channels % LANES or width < MIN_WIDTH or (LANES % width and width % LANES):
+  if channels % LANES or width not in WIDTHS:
     return (
-      f"it needs heads of {MIN_WIDTH}, 16, 32, 64 or a multiple of {LANES} "
+      f"it needs heads of {', '.join(map(str, WIDTHS[:-1]))} or {WIDTHS[-1]} "
       f"channels that together fill groups of {LANES}, received {heads} heads "
       f"of {width}"
     )

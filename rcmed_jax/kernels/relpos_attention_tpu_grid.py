@@ -201,8 +201,10 @@ def _backward_body(
     dk_HS[...], dv_HS[...] = jnp.zeros_like(dk_HS), jnp.zeros_like(dv_HS)
 
   q_HP, do_HP = q_ref[0], do_ref[0]
-  rel_h_YP = rel_h_ref[0] * LOG2E
-  rel_w_XP = rel_w_ref[0] * LOG2E - lse_ref[0]
+  # Added in the forward pass's order, to round as it did: of biases in the tens
+  # every rounding shows in float32.
+  rel_h_YP = rel_h_ref[0] * LOG2E - lse_ref[0]
+  rel_w_XP = rel_w_ref[0] * LOG2E
   delta_HP = do_HP.astype(jnp.float32) * o_ref[0].astype(jnp.float32)
   delta_1P = jnp.sum(delta_HP, axis=0, keepdims=True)
 

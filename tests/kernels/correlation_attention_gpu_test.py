@@ -80,7 +80,6 @@ def _check(name: str, ours: jax.Array, formula: np.ndarray) -> None:
   assert error < 6e-3 * np.linalg.norm(formula), name
 
 
-@pytest.mark.unproven  # the interpreter compiles every block anew
 def test_both_sides_read_what_the_formula_says():
   arrays = _inputs(1, 70, 20, 32)
   with hopper.interpreter() as interpret:
@@ -94,7 +93,7 @@ def test_both_sides_read_what_the_formula_says():
   assert not np.any(np.asarray(words)[~arrays["mask_BT"]])
 
 
-@pytest.mark.unproven  # minutes: the interpreter compiles every block anew
+@pytest.mark.heavy  # a minute each: every block is compiled anew
 @pytest.mark.parametrize(
   ("batch", "pixels", "words", "channels", "heads"),
   [(2, 70, 20, 16, 2), (1, 200, 150, 32, 1)],

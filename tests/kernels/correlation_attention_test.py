@@ -170,6 +170,7 @@ def _abstract(words=128, channels=256, kind=jnp.bfloat16, word_kind=None):
     ({"channels": 96}, 3, "received 3 heads of 32"),
     ({"channels": 384}, 8, "received 8 heads of 48"),
     ({"channels": 128}, 32, "received 32 heads of 4"),
+    ({"channels": 512}, 1, "received 1 heads of 512"),
     ({"kind": jnp.float16}, 8, "received float16"),
     ({"word_kind": jnp.float32}, 8, "received bfloat16, float32"),
   ],

@@ -179,13 +179,33 @@ def test_bfloat16_matches_the_formula_over_several_blocks():
   _check(found, _formula(arrays, 2), 1e-2)
 
 
-@pytest.mark.unproven
+@pytest.mark.parametrize(
+  ("shape", "heads", "dtype", "tolerance"),
+  [(ODD, 2, "float32", 5e-6), ((1, 600, 130, 256), 2, "bfloat16", 1e-2)],
+)
+def test_gates_that_leave_the_words_few_pixels(shape, heads, dtype, tolerance):
+  """Gates of standard deviation 16: the largest takes nearly all there is."""
+  arrays = _arrays(*shape)
+  arrays["gate_BP"] *= 16
+  if dtype == "bfloat16":
+    arrays = _rounded(arrays)
+  found = _kernel(arrays, heads=heads, dtype=jnp.dtype(dtype))
+  expected = _formula(arrays, heads)
+  # Gates of standard deviation 1 have gradients up to 3.9, these 0.28: less is
+  # left of the same terms, and in float32 their errors stay. 2.4e-5 was
+  # measured, of the reference 1.3e-5.
+  error = parts.relative_error(found.pop("gate_BP"), expected.pop("gate_BP"))
+  assert error < (5e-5 if dtype == "float32" else tolerance)
+  _check(found, expected, tolerance)
+
+
+@pytest.mark.heavy
 @pytest.mark.parametrize(
   "shape, heads",
   [
     ((2, 289, 37, 128), 8),
     ((1, 256, 128, 256), 1),
-    ((1, 324, 257, 128), 16),
+    ((1, 100, 130, 128), 16),
   ],
 )
 def test_more_shapes_match_the_formula(shape, heads):
@@ -193,7 +213,7 @@ def test_more_shapes_match_the_formula(shape, heads):
   _check(_kernel(arrays, heads=heads), _formula(arrays, heads), 5e-6)
 
 
-@pytest.mark.unproven
+@pytest.mark.heavy
 def test_full_size_in_bfloat16():
   arrays = _rounded(_arrays(1, 4096, 512, 128))  # channels of one group
   found = _kernel(arrays, heads=4, dtype=jnp.bfloat16)
@@ -273,16 +293,23 @@ def test_compiles_for_a_tpu():
   assert compiled.as_text().count("tpu_custom_call") == 2
 
 
-@pytest.mark.unproven
-@pytest.mark.parametrize("batch", [8, 64])
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", SLICES)
-def test_compiles_at_full_size(name, batch):
-  compiled = _compile(name, batch, 4096, 512, 256, heads=8)
+def test_compiles_at_full_size_with_little_beside(name):
+  """8 images. Their scores would be 4.3 GB; what XLA adds are small copies."""
+  compiled = _compile(name, 8, 4096, 512, 256, heads=8)
   assert compiled.as_text().count("tpu_custom_call") == 2
+  assert compiled.memory_analysis().temp_size_in_bytes < 1e8
 
 
-@pytest.mark.unproven
-@pytest.mark.parametrize("heads", [1, 2, 16, 32])
-def test_compiles_for_heads_of_any_width(heads):
-  _compile("v5e:2x4", 2, 256, 128, 256, heads=heads)
-  _compile("v5e:2x4", 2, 256, 128, 256, heads=heads, dtype=jnp.float32)
+@pytest.mark.heavy
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize(("heads", "words"), [(1, 512), (2, 128), (16, 128)])
+def test_compiles_for_heads_of_any_width(heads, words, dtype):
+  """The widest with as many words as the kernels take: these fill VMEM."""
+  _compile("v5e:2x4", 2, 512, words, 256, heads=heads, dtype=dtype)
+
+
+@pytest.mark.heavy
+def test_compiles_for_the_narrowest_heads():
+  _compile("v5e:2x4", 2, 512, 128, 256, heads=32)

@@ -65,14 +65,14 @@ def test_compiles_forward_and_backward(topology, sizes, shape, settings):
   assert "all-gather" not in text and "all-to-all" not in text
 
 
-@pytest.mark.unproven
+@pytest.mark.heavy
 @pytest.mark.parametrize(
   ("topology", "sizes", "prefix"),
   [
     ("v5e:2x4", ONE, True),
-    ("v5e:2x4", EIGHT, False),
-    ("v6e:4x4", ONE, False),
+    ("v5p:2x2x1", ONE, False),
     ("v6e:4x4", EIGHT, True),
+    ("tpu7x:2x2x1", EIGHT, False),
   ],
 )
 def test_full_size_holds_no_scores(topology, sizes, prefix):
