@@ -154,28 +154,28 @@ class Program:
 def parse(text: str) -> Program:
   """Takes the text of a program apart."""
   computations: dict[str, tuple[Instruction, ...]] = {}
-  entry, name, lines = "", None, []
+  entry, name = "", None
+  lines: list[str] = []
   for line in text.splitlines():
     if name is None:
       header = _COMPUTATION.match(line)
       if header:
         name, lines = header.group(2), []
         entry = name if header.group(1) else entry
-    elif line.startswith("}"):
-      computations[name], name = tuple(lines), None
-    else:
-      found = _instruction(line)
-      if found:
-        lines.append(found)
+    elif line.rstrip() == "}":
+      computations[name], name = tuple(map(_instruction, lines)), None
+    elif _INSTRUCTION.match(line):
+      lines.append(line)
+    elif lines:  # the text of a kernel goes on
+      lines[-1] += line
   devices = re.search(r"\bnum_partitions=(\d+)", text)
   count = int(devices.group(1)) if devices else 1
   return Program(computations, entry, count, _sources(text))
 
 
-def _instruction(line: str) -> Instruction | None:
+def _instruction(line: str) -> Instruction:
   head = _INSTRUCTION.match(line)
-  if not head:
-    return None
+  assert head  # checked by `parse`
   rest = line[head.end() :]
   result_end = _closing(rest) + 1 if rest[0] == "(" else rest.index(" ")
   result, rest = rest[:result_end], rest[result_end + 1 :]

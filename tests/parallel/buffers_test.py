@@ -98,6 +98,14 @@ def test_loops_are_counted(program):
   assert unknown == ()
 
 
+def test_a_kernel_s_text_over_several_lines_ends_nothing():
+  kernel = 'custom-call(%x), config={"body": {\n}}, made={op_name="k"}, x='
+  text = TEXT.replace("concatenate(%x, %x)", kernel)
+  lines = {one.name: one for one in hlo.parse(text).computations["body"]}
+  assert "near" in lines
+  assert lines["inner"].op_name == "k"
+
+
 def test_a_loop_of_unknown_length_counts_once_and_is_told():
   text = TEXT.replace("%n = s32[] constant(5)", "%n = s32[] negate(%i)")
   times, unknown = hlo.parse(text).times()
