@@ -73,11 +73,13 @@ def test_grids_match_the_formula(heads, rows, columns, width, dtype):
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("spread", [1.0, 16.0])
 @pytest.mark.parametrize(("side", "heads"), [(14, 25), (64, 1)])
-def test_full_sizes_match_the_formula(side, heads, spread, dtype):
-  """ViT-H's: all windows of an image, more than a program takes; its grid."""
-  _compare(arguments(heads, side, side, 80, spread=spread), dtype)
+def test_full_sizes_match_the_formula(side, heads, dtype):
+  """ViT-H's: all windows of an image, more than a program takes; its grid.
+
+  With biases of standard deviation 16, whose errors are larger than of 1.
+  """
+  _compare(arguments(heads, side, side, 80, spread=16.0), dtype)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(5, 6), (17, 32)])
