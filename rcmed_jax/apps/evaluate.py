@@ -18,6 +18,7 @@ from rcmed_jax.apps import runs, settings
 from rcmed_jax.data import checks, files, records
 from rcmed_jax.eval import evaluate as evaluation
 from rcmed_jax.eval import report
+from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.serve.assistant import Assistant
 
 
@@ -41,6 +42,11 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument(
     "--out", type=pathlib.Path, help="default: <workdir>/report"
   )
+  parser.add_argument(
+    "--mesh",
+    metavar="data=8",
+    help="lay weights and batches over several devices; default: one device",
+  )
   runs.add_flags(parser)
   args, rest = parser.parse_known_args(argv)
   workdir = args.workdir or runs.newest()
@@ -62,6 +68,7 @@ def main(argv: Sequence[str]) -> int:
     asked=told.eval,
     classes=args.classes,
     in_int8=args.int8,
+    mesh=meshes.parse(args.mesh) if args.mesh else None,
   )
   training = None if runs.converted(workdir) else workdir
   summary = evaluate(

@@ -10,6 +10,7 @@ import sys
 import jax
 
 from rcmed_jax.apps import plan_report, plan_search, plan_steps, settings
+from rcmed_jax.parallel import mesh as meshes
 
 # Exit code where the step does not fit.
 TOO_LARGE = 1
@@ -24,8 +25,9 @@ def main(argv: Sequence[str]) -> int:
     )
   # No accelerator is needed, nor kept from others; libtpu would look for one.
   jax.config.update("jax_platforms", "cpu")
-  sizes = [f"--config.mesh.{size.strip()}" for size in args.mesh.split(",")]
-  told = settings.parse([*rest, *(sizes if args.mesh else ())])
+  told = settings.parse(rest)
+  if args.mesh:
+    told = dataclasses.replace(told, mesh=meshes.parse(args.mesh))
   where = plan_steps.place(args.topology, args.slices)
   if args.search:
     choices = plan_search.search(
@@ -80,9 +82,8 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--mesh",
-    default="",
     metavar="data=4,fsdp=64",
-    help="short for --config.mesh.data=4 --config.mesh.fsdp=64",
+    help="instead of the config's; axes that are not named are 1",
   )
   parser.add_argument(
     "--utilisation",

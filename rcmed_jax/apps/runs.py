@@ -32,7 +32,7 @@ from rcmed_jax.data import (
 )
 from rcmed_jax.eval.protocols import EvalConfig, Request
 from rcmed_jax.model import int8, rcmed
-from rcmed_jax.parallel import hosts
+from rcmed_jax.parallel import hosts, rules
 from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.serve import new_classes
 from rcmed_jax.serve.assistant import Answer, Assistant, Question
@@ -182,6 +182,7 @@ def load_assistant(
   asked: EvalConfig | None = None,
   classes: Sequence[pathlib.Path] = (),
   in_int8: bool = False,
+  mesh: meshes.MeshConfig | None = None,
 ) -> Assistant:
   """The assistant of a run's newest checkpoint, or of converted weights.
 
@@ -192,11 +193,12 @@ def load_assistant(
       recorded.
     classes: files of new classes, which `rcmed adapt` wrote.
     in_int8: whether the language model's layers are held in 8 bits.
+    mesh: over which weights and batches lie; None: one device.
 
   Raises:
     FileNotFoundError: as `recorded`, or a class file is missing.
-    ValueError: as `recorded`, the run has no checkpoint yet, or a class was
-      made with other weights.
+    ValueError: as `recorded`, the run has no checkpoint yet, a class was made
+      with other weights, or the devices do not make such a mesh.
   """
   workdir = epath.Path(workdir)
   told = recorded(workdir)
@@ -212,12 +214,22 @@ def load_assistant(
     graphdef, _ = nnx.split(model)
     with checkpoints.Checkpoints(workdir) as saved:
       model = nnx.merge(graphdef, saved.weights())
+  if mesh is not None:
+    model = _placed(model, meshes.make_mesh(mesh))
   if in_int8:
     int8.quantize(model)
   known = [new_classes.load(path) for path in classes]
   return make_assistant(
     model, tokenizer, told, batch_size=batch_size, classes=known
   )
+
+
+def _placed(model: rcmed.RCMed, mesh: jax.sharding.Mesh) -> rcmed.RCMed:
+  """The model, its weights in parts as in training."""
+  graphdef, state = nnx.split(model)
+  shardings, _ = rules.param_shardings(state, mesh)
+  arrays = nnx.to_pure_dict(rules.padded(state))
+  return nnx.merge(graphdef, jax.device_put(arrays, shardings))
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ tensor  weights inside a layer
 from collections.abc import Sequence
 import dataclasses
 import math
+import re
 from typing import Any
 
 import jax
@@ -32,6 +33,24 @@ class MeshConfig:
   data: int = -1
   fsdp: int = 1
   tensor: int = 1
+
+
+def parse(text: str) -> MeshConfig:
+  """The sizes that "data=4,fsdp=2" names; the others are 1.
+
+  Raises:
+    ValueError: an axis that does not exist, or a size that is no number.
+  """
+  sizes = dict.fromkeys(MESH_AXES, 1)
+  for part in text.split(","):
+    name, _, size = part.strip().partition("=")
+    if name not in sizes or not re.fullmatch(r"-1|[1-9]\d*", size):
+      raise ValueError(
+        f"mesh {text!r}: expected sizes of {', '.join(MESH_AXES)}, as in "
+        "data=4,fsdp=2; -1 takes the devices that are left."
+      )
+    sizes[name] = int(size)
+  return MeshConfig(**sizes)
 
 
 def make_mesh(

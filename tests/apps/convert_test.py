@@ -102,6 +102,26 @@ def test_a_converted_checkpoint_is_evaluated_as_asked(
     np.zeros((40, 64, 3), np.uint8), WORDS[0]
   )
   assert len(answer.text) <= 4 * 16  # the longest piece has 16 letters
+  # Eight devices, weights in parts, say the same.
+  argv[argv.index(str(out))] = str(tmp_path / "sharded")
+  assert cli.main([*argv, "--mesh=data=2,fsdp=2,tensor=2"]) == 0
+  again = json.loads((tmp_path / "sharded/summary--test.json").read_text())
+  _assert_same(again, summary)
+
+
+def _assert_same(found, wanted):
+  """Equal but for the last digits of numbers."""
+  if isinstance(wanted, dict):
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+      _assert_same(found[name], value)
+  elif isinstance(wanted, list):
+    for one, other in zip(found, wanted, strict=True):
+      _assert_same(one, other)
+  elif isinstance(wanted, float):
+    assert found == pytest.approx(wanted, abs=1e-6)
+  else:
+    assert found == wanted
 
 
 def test_a_tokenizer_of_another_size_is_refused(tokenizer, tmp_path, capsys):

@@ -37,7 +37,7 @@ def test_gpus_are_counted_without_a_compiler(capsys):
 
 
 def test_what_does_not_fit_ends_with_its_own_code(capsys):
-  code, found = _report(capsys, FULL, "--topology=h100:16", "--mesh=fsdp=1")
+  code, found = _report(capsys, FULL, "--topology=h100:16", "--mesh=data=-1")
   assert code == plan.TOO_LARGE
   assert not found["fits"]
   # Weights held whole: 6.48 billion frozen ones in bfloat16, 0.98 billion
@@ -103,7 +103,7 @@ def test_an_unknown_topology_names_the_known_ones(name):
   [
     (["--utilisation=1.5"], r"--utilisation=1.5 must be"),
     (["--mesh=fsdp=3"], r"but there are 8"),
-    (["--mesh=fdsp=8"], r"fsdp"),
+    (["--mesh=fdsp=8"], r"expected sizes of slice, data, fsdp, tensor"),
   ],
 )
 def test_bad_flags_say_what_is_wrong(argv, message):

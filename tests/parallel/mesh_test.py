@@ -8,6 +8,14 @@ import pytest
 from rcmed_jax.parallel import mesh as meshes
 
 
+def test_sizes_are_read_from_text():
+  assert meshes.parse("data=4, fsdp=2") == meshes.MeshConfig(data=4, fsdp=2)
+  assert meshes.parse("data=-1").data == -1
+  for text in ("data", "data=0", "rows=2", "data=two", ""):
+    with pytest.raises(ValueError, match="expected sizes of slice, data"):
+      meshes.parse(text)
+
+
 def test_rest_of_the_devices():
   mesh = meshes.make_mesh(meshes.MeshConfig(data=-1, fsdp=2, tensor=2))
   assert dict(mesh.shape) == {"slice": 1, "data": 2, "fsdp": 2, "tensor": 2}
