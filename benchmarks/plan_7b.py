@@ -26,6 +26,11 @@ HELD, TABLE = RESULTS / "plan_7b.json", RESULTS / "plan_7b.md"
 FIGURE = pathlib.Path(__file__).parents[1] / "docs" / "scaling.svg"
 CONFIG = "configs/pretrain_7b.py"
 UTILISATION = 0.4
+TENSOR = (
+  "--config.mesh.data=32",
+  "--config.mesh.fsdp=1",
+  "--config.mesh.tensor=8",
+)
 
 # Name -> (topology, step, further flags, GiB a chip that it may take).
 CASES: Mapping[str, tuple[str, str, tuple[str, ...], float]] = {
@@ -40,6 +45,7 @@ CASES: Mapping[str, tuple[str, str, tuple[str, ...], float]] = {
   ),
   "v5e:16x16 evaluate": ("v5e:16x16", "evaluate", (), 14),
   "v5e:16x16 decode": ("v5e:16x16", "decode", (), 14),
+  "v5e:16x16 decode, tensor": ("v5e:16x16", "decode", TENSOR, 14),
 }
 SIZES = (8, 16, 32, 64, 128, 256, 512)  # chips of the figure
 
