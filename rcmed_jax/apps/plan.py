@@ -45,7 +45,10 @@ def main(argv: Sequence[str]) -> int:
       print(plan_search.table(choices))
     return 0 if choices[0].fits else TOO_LARGE
   if where.compiles:
-    print("plan: compiling, minutes at full size", file=sys.stderr)
+    print(
+      "plan: compiling; the 7B takes a quarter of an hour and more",
+      file=sys.stderr,
+    )
   found, text = plan_report.report(
     told, where, args.step, utilisation=args.utilisation, price=args.price
   )

@@ -33,7 +33,7 @@ class Estimate:
   work: int  # the largest layer's own arrays
   sent: float  # bytes to other chips
   compute_s: float  # at the utilisation asked for
-  memory_s: float  # everything held, read once
+  memory_s: float  # everything held, read once, or once a token
   sent_s: float  # at the speed of its links, or of the network
 
   @property
@@ -82,7 +82,7 @@ def estimate(
     work=int(rows * _layer_work(told, step.text, mesh, training)),
     sent=sent,
     compute_s=operations[1] / mesh.size / (chip.tflops * 1e12 * utilisation),
-    memory_s=sum(held.values()) / (chip.memory_gbs * 1e9),
+    memory_s=step.turns * sum(held.values()) / (chip.memory_gbs * 1e9),
     sent_s=sent / (speed * 1e9),
   )
 
@@ -144,7 +144,7 @@ def _sent(
   model, language = told.model, told.model.language
   item = jnp.dtype(model.dtype).itemsize
   # Gathered in the model's dtype, forward and backward of each micro-batch.
-  passes = 2 if name == "train" else 1
+  passes = 2 if name == "train" else step.turns
   fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
   trained = held["trained weights"] / 4 * item
   frozen = held["frozen weights"]

@@ -80,7 +80,7 @@ def report(
   links_s, network_s = guess.sent_s, 0.0
   if where.compiles and compiles:
     compiled, text = plan.compile_plan(
-      step.lower, step.held, slices=where.slices
+      step.lower, step.held, slices=where.slices, turns=step.turns
     )
     needs = compiled.total
     links_s = compiled.sent(False) / (chip.link_gbs * _GB)
@@ -196,7 +196,7 @@ def _traffic(compiled: plan.Plan) -> list[str]:
     )
   if compiled.loops:
     lines.append(
-      f"  Loops of unknown length count once: {', '.join(compiled.loops)}"
+      f"  Taken to turn {compiled.turns} times: {', '.join(compiled.loops)}"
     )
   return lines
 

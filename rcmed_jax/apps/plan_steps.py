@@ -81,6 +81,7 @@ class Step:
   images: int  # a call
   text: int  # padded tokens of each
   accumulation: int  # micro-batches a call
+  turns: int  # of the loop over tokens, where there is one, at most
   replicated: tuple[str, ...]  # sentences: what could not be cut
 
   def rows(self, mesh: meshes.AnyMesh) -> float:
@@ -142,6 +143,7 @@ def _train(told: Settings, mesh: meshes.AnyMesh) -> Step:
     images=config.batch_size,
     text=text,
     accumulation=config.accumulation,
+    turns=1,
     replicated=layout.replicated,
   )
 
@@ -190,6 +192,7 @@ def _answer(told: Settings, mesh: meshes.AnyMesh, name: str) -> Step:
     images=rows,
     text=text,
     accumulation=1,
+    turns=told.eval.max_new if name == "evaluate" else 1,
     replicated=layout.replicated,
   )
 

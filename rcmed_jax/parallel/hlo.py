@@ -101,11 +101,14 @@ class Program:
     digits = re.match(r"\d+", frame or "")
     return self.sources.get(int(digits.group()), "") if digits else ""
 
-  def times(self) -> tuple[dict[str, int], tuple[str, ...]]:
+  def times(self, turns: int = 1) -> tuple[dict[str, int], tuple[str, ...]]:
     """How often each computation runs in one call of the program.
 
+    Args:
+      turns: of a loop whose length the program does not tell.
+
     Returns:
-      (times by computation, loops of unknown length, which count once).
+      (times by computation, those loops).
     """
     counted: dict[str, int] = {}
     unknown: list[str] = []
@@ -119,7 +122,7 @@ class Program:
           found = self._trips(condition)
           if found is None:
             unknown.append(self.source(one) or one.name)
-          trips = found or 1
+          trips = turns if found is None else found
         for kind in ("body", "calls", "branch_computations"):
           for called in one.called(kind):
             visit(called, times * trips)

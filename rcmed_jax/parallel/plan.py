@@ -39,7 +39,8 @@ class Plan:
   program: int
   largest: tuple[Array, ...]  # in memory at the peak, estimated
   collectives: tuple[traffic.Sum, ...]  # of one call
-  loops: tuple[str, ...]  # of unknown length, whose traffic counts once
+  loops: tuple[str, ...]  # of unknown length, taken to turn `turns` times
+  turns: int
   refusal: str  # the compiler's, or "": then everything else is known
   seconds: float  # to compile
 
@@ -60,6 +61,7 @@ def compile_plan(
   held: Mapping[str, Any],
   *,
   slices: int = 1,
+  turns: int = 1,
 ) -> tuple[Plan, str]:
   """Compiles a step and reads what came out.
 
@@ -68,6 +70,7 @@ def compile_plan(
     held: trees of these arguments, jax.ShapeDtypeStruct with shardings, by
       what they are.
     slices: over which the devices lie.
+    turns: of loops whose length the program does not tell.
 
   Returns:
     (the plan, the program's text; "" where the compiler refuses it because it
@@ -97,8 +100,11 @@ def compile_plan(
     temporaries=memory.temp_size_in_bytes,
     program=memory.generated_code_size_in_bytes,
     largest=_largest(peak),
-    collectives=tuple(traffic.sums(traffic.collectives(program, slices))),
+    collectives=tuple(
+      traffic.sums(traffic.collectives(program, slices, turns))
+    ),
     loops=loops,
+    turns=turns,
     refusal="",
     seconds=seconds,
   ), text
@@ -128,6 +134,7 @@ def _refused(sizes: Mapping[str, int], message: str, seconds: float) -> Plan:
     largest=(),
     collectives=(),
     loops=(),
+    turns=1,
     refusal=message,
     seconds=seconds,
   )

@@ -61,14 +61,17 @@ class Sum:
   sent: float  # bytes a chip in one call
 
 
-def collectives(program: hlo.Program, slices: int = 1) -> list[Collective]:
+def collectives(
+  program: hlo.Program, slices: int = 1, turns: int = 1
+) -> list[Collective]:
   """Every collective, those that move most first.
 
   Args:
     program: compiled for all chips at once.
     slices: how many the chips lie in, the first ids in the first one.
+    turns: of loops whose length the program does not tell.
   """
-  times, _ = program.times()
+  times, _ = program.times(turns)
   found: dict[tuple[str, str], Collective] = {}
   for name, lines in program.computations.items():
     if not times.get(name):

@@ -111,6 +111,8 @@ def test_a_loop_of_unknown_length_counts_once_and_is_told():
   times, unknown = hlo.parse(text).times()
   assert times["body"] == 1
   assert unknown == ("w",)
+  times, _ = hlo.parse(text).times(turns=7)
+  assert times["body"] == 7
 
 
 @pytest.mark.parametrize(
