@@ -141,7 +141,7 @@ def _quoted(found: plan_report.Report) -> list[str]:
 
 
 def _estimated(topology: str, count: int) -> float:
-  """GB that a chip sends in a train step of 12 images a chip."""
+  """GB that a chip sends in a train step of two images at a time, six times."""
   parts = min(16, count)
   told = settings.parse(
     [
@@ -167,7 +167,7 @@ def _figure(reports: Mapping[str, plan_report.Report]) -> str:
   """GB sent a chip against chips: counted, and compiled where it was."""
   counted = [_estimated("v5e", count) for count in SIZES]
   compiled = [
-    (found.chips, found.plan.sent(False) / 1e9 * 12 / _share(found), name)
+    (found.chips, found.plan.sent(False) / 1e9 * 6 / _turns(found), name)
     for name, found in reports.items()
     if found.step == "train" and found.plan is not None
   ]
@@ -187,7 +187,7 @@ def _figure(reports: Mapping[str, plan_report.Report]) -> str:
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 310" '
     'font-family="sans-serif" font-size="12">',
     '<rect width="600" height="310" fill="white"/>',
-    '<text x="60" y="22">GB that a chip sends in a step of 12 images a chip; '
+    '<text x="60" y="22">GB that a chip sends in a step of six micro-batches; '
     "line counted, dots compiled</text>",
     f'<polyline points="{line}" fill="none" stroke="#1f6feb" '
     'stroke-width="2"/>',
@@ -210,9 +210,10 @@ def _figure(reports: Mapping[str, plan_report.Report]) -> str:
   return "\n".join(parts) + "\n"
 
 
-def _share(found: plan_report.Report) -> float:
-  """Images of a chip in a call."""
-  return found.images / found.chips
+def _turns(found: plan_report.Report) -> float:
+  """Micro-batches of a call."""
+  shards = found.chips / found.mesh["tensor"]
+  return found.images / found.rows / shards
 
 
 if __name__ == "__main__":
