@@ -15,7 +15,7 @@ import numpy as np
 
 # Slices that can be rented, by generation. Larger ones of three sides are
 # multiples of 4. Source: Google Cloud's pages on each TPU version.
-_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = (
   "2x2x1",
   "2x2x2",

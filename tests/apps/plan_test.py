@@ -94,7 +94,7 @@ def test_an_unknown_topology_names_the_known_ones(name):
   with pytest.raises(ValueError, match=name):
     plan.main([TINY, f"--topology={name}"])
   if not name.startswith("h100"):
-    with pytest.raises(ValueError, match=r"v5e:1x1.*h100:64"):
+    with pytest.raises(ValueError, match=r"v5e:2x2.*h100:64"):
       plan.main([TINY, f"--topology={name}"])
 
 
@@ -131,22 +131,21 @@ def test_every_step_compiles_for_a_small_slice(name, tmp_path, capsys):
   assert compiled["arguments"] >= sum(compiled["held"].values())
   kinds = {one["kind"] for one in compiled["collectives"]}
   assert {"all-gather", "all-reduce"} <= kinds
-  assert ("reduce-scatter" in kinds) == (name == "train")
   assert bool(compiled["loops"]) == (name == "evaluate")
 
 
 @pytest.mark.heavy
 def test_what_the_compiler_refuses_is_told(capsys):
-  """Scores of four whole images at once, on one chip of 16 GiB."""
+  """Scores of eight whole images at once, on a chip of 16 GiB."""
   pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
   code = plan.main(
     [
       TINY,
-      "--topology=v5e:1x1",
+      "--topology=v5e:2x2",
       "--step=prefill",
       "--config.model.image.image_size=512",
       "--config.model.image.attention=reference",
-      "--config.eval.batch_size=8",
+      "--config.eval.batch_size=32",
     ]
   )
   out = capsys.readouterr().out

@@ -42,7 +42,7 @@ def test_every_generation_of_the_tables_is_known_to_the_compiler():
 
 
 def test_an_unknown_slice_is_told_the_known_ones():
-  with pytest.raises(ValueError, match=r"v5e:1x1, 2x2.*v5p:2x2x1"):
+  with pytest.raises(ValueError, match=r"v5e:2x2, 2x4.*v5p:2x2x1"):
     topologies.devices("v5e:3x5")
 
 
