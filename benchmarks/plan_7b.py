@@ -132,12 +132,9 @@ def _table(reports: Mapping[str, plan_report.Report]) -> str:
       (f"rcmed plan --config={CONFIG} --topology={topology}", *flags)
     )
     lines += ["", f"## {name}", "", f"    {command} --step={step}", ""]
-    lines += [f"    {line}".rstrip() for line in _quoted(found)]
+    told = plan_report.table(found).splitlines()
+    lines += [f"    {line}".rstrip() for line in told]
   return "\n".join(lines) + "\n"
-
-
-def _quoted(found: plan_report.Report) -> list[str]:
-  return plan_report.table(found).splitlines()
 
 
 def _estimated(topology: str, count: int) -> float:

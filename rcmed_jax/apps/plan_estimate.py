@@ -42,11 +42,6 @@ class Estimate:
   def total(self) -> int:
     return self.held + self.gradients + self.activations + self.work
 
-  @property
-  def step_s(self) -> float:
-    """As if sending hid behind arithmetic, and the longest decided."""
-    return max(self.compute_s, self.memory_s, self.sent_s)
-
 
 def estimate(
   told: Settings,
@@ -74,7 +69,7 @@ def estimate(
   copies = 2 if step.accumulation > 1 else 1
   activations = rows * _kept(told, step.text) if training else 0.0
   sent = _sent(told, step, name, mesh, held, rows)
-  operations, _ = work(told, step, name)
+  _, done = image_flops(told, step, name)
   inside = mesh.size <= (chip.domain or math.inf)
   speed = chip.link_gbs if inside else chip.network_gbs
   return Estimate(
@@ -83,25 +78,25 @@ def estimate(
     activations=int(activations),
     work=int(rows * _layer_work(told, step.text, mesh, training)),
     sent=sent,
-    compute_s=operations[1] / mesh.size / (chip.tflops * 1e12 * utilisation),
+    compute_s=done
+    * step.images
+    / mesh.size
+    / (chip.tflops * 1e12 * utilisation),
     memory_s=step.turns * sum(held.values()) / (chip.memory_gbs * 1e9),
     sent_s=sent / (speed * 1e9),
   )
 
 
-def work(
-  told: Settings, step: Step, name: str
-) -> tuple[tuple[float, float], tuple[float, float]]:
-  """Operations of a call, and of an image: (the model's own, those done)."""
-  own, done = flops.by_step(
+def image_flops(told: Settings, step: Step, name: str) -> tuple[float, float]:
+  """Operations of an image: (the model's own, those done)."""
+  return flops.by_step(
     told.model,
     name,
     text=step.text,
-    targets=told.data.masks_per_row or told.data.max_targets,
+    targets=told.data.trained_masks,
     new=told.eval.max_new,
     trainable=told.optimizer.trainable,
   )
-  return (own * step.images, done * step.images), (own, done)
 
 
 def _kept(told: Settings, text: int) -> float:
@@ -111,8 +106,7 @@ def _kept(told: Settings, text: int) -> float:
   item, widths = jnp.dtype(model.dtype).itemsize, _KEPT[str(model.remat)]
   encoder = image.depth * image.grid**2 * image.width
   states = language.depth * flops.sequence(model, text) * language.width
-  masks = told.data.masks_per_row or told.data.max_targets
-  decoder = 24 * masks * image.grid**2 * model.decoder.width
+  decoder = 24 * told.data.trained_masks * image.grid**2 * model.decoder.width
   return float(item * (widths * (encoder + states) + decoder))
 
 

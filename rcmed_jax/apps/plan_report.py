@@ -85,7 +85,7 @@ def report(
     needs = compiled.total
     links_s = compiled.sent(False) / (chip.link_gbs * _GB)
     network_s = compiled.sent(True) / (chip.network_gbs * _GB)
-  _, (own, done) = plan_estimate.work(told, step, name)
+  own, done = plan_estimate.image_flops(told, step, name)
   step_s = max(guess.compute_s, guess.memory_s, links_s, network_s)
   refused = compiled is not None and bool(compiled.refusal)
   per_s = step.images / step_s

@@ -56,6 +56,11 @@ class DataConfig:
   # More words of file names, ("cta", "computed tomography"), ...
   modality_words: tuple[tuple[str, str], ...] = ()
 
+  @property
+  def trained_masks(self) -> int:
+    """Most masks that one row is trained on."""
+    return self.masks_per_row or self.max_targets
+
   def __post_init__(self) -> None:
     for name in ("max_targets", "mask_size", "vocabulary"):
       if getattr(self, name) < 1:
@@ -127,7 +132,6 @@ class Pipeline:
     self._items = items
     self._tokenizer = tokenizer
     self._config = config
-    self._masks_per_row = _masks_per_row(config)
     self._image_size = image_size
     self._quarantine = quarantine
     self._siblings = readers.class_table(items)
@@ -198,7 +202,7 @@ class Pipeline:
       blank_T = np.full(longest, tokens.IGNORE_LABEL, np.int32)
       return _Row(-1, tokens_T[:longest], blank_T, (), False, None)
     named = tuple(enumerate(asked.absent if claimed else asked.present))
-    kept = rng.permutation(len(named))[: self._masks_per_row]
+    kept = rng.permutation(len(named))[: self._config.trained_masks]
     targets = tuple(named[int(k)] for k in sorted(kept))
     return _Row(index, tokens_T, labels_T, targets, claimed, noise)
 
@@ -312,7 +316,7 @@ def batch_shapes(
     rows: in the batch.
     length: of the padded text, one of `config.lengths`.
   """
-  targets, side = (rows, _masks_per_row(config)), config.mask_size
+  targets, side = (rows, config.trained_masks), config.mask_size
   return {
     "pixels_BIJC": ((rows, image_size, image_size, 3), np.uint8),
     "extent_B2": ((rows, 2), np.int32),
@@ -323,10 +327,6 @@ def batch_shapes(
     "valid_BG": (targets, bool),
     "masks_BGIJ": ((*targets, side, side), np.uint8),
   }
-
-
-def _masks_per_row(config: DataConfig) -> int:
-  return config.masks_per_row or config.max_targets
 
 
 def corpus(items: Sequence[Record]) -> Iterator[str]:

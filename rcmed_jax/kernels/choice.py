@@ -34,6 +34,11 @@ def device() -> tuple[str, str]:
   return platform, meant.device_kind
 
 
+def on_gpu(interpret: bool) -> bool:
+  """Whether "pallas" is the GPU's kernel: the TPU's alone is interpreted."""
+  return not interpret and device()[0] == "gpu"
+
+
 def choose(
   op: str, implementation: str | None, refusals: Mapping[str, str | None]
 ) -> str:

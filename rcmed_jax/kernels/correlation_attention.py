@@ -93,7 +93,7 @@ def correlation_attention(
   if chosen == choice.PALLAS:
     if gate_BP is None:
       gate_BP = jnp.zeros(query_BPC.shape[:2], jnp.float32)
-    if _on_gpu(interpret):
+    if choice.on_gpu(interpret):
       return correlation_attention_gpu.attend(heads, *operands, gate_BP)
     return _fused(heads, interpret, *operands, gate_BP)
   return jax.checkpoint(functools.partial(reference, heads=heads))(
@@ -119,7 +119,7 @@ def refusals(
   """
   words, channels = key_BTC.shape[1:]
   operands = query_BPC, value_BPC, key_BTC, value_BTC
-  if _on_gpu(interpret):
+  if choice.on_gpu(interpret):
     # Last, because it has not run on a GPU yet: it waits for being asked.
     why = correlation_attention_gpu.refusal(*operands, heads)
     return {choice.REFERENCE: None, choice.PALLAS: why}
@@ -134,11 +134,6 @@ def refusals(
   if words < (KERNEL_FROM if kernel_from is None else kernel_from):
     found = dict(reversed(found.items()))
   return found
-
-
-def _on_gpu(interpret: bool) -> bool:
-  """Whether a kernel would be the GPU's: the TPU's alone is interpreted."""
-  return not interpret and choice.device()[0] == "gpu"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -83,7 +83,7 @@ def relpos_attention(
     return relpos_attention_blocks.attend(*arguments, scale)
   if chosen == CUDNN:
     return relpos_attention_cudnn.attend(*arguments, scale)
-  if chosen == choice.PALLAS and _on_gpu(interpret):
+  if chosen == choice.PALLAS and choice.on_gpu(interpret):
     return relpos_attention_gpu.attend(*arguments, scale)
   if chosen == choice.PALLAS:
     return _tpu(*arguments, scale, interpret)
@@ -131,7 +131,7 @@ def refusals(
   Looks at shapes, dtypes and the device in scope; see `choice.choose`.
   """
   grid = rel_h_MPY.shape[-1], rel_w_MPX.shape[-1]
-  if _on_gpu(interpret):
+  if choice.on_gpu(interpret):
     # Last, because neither has run on a GPU yet: they wait for being asked.
     return {
       choice.REFERENCE: None,
@@ -159,11 +159,6 @@ def refusals(
     **dict.fromkeys(plain),
     CUDNN: f"it needs an NVIDIA GPU, not {kind!r}",
   }
-
-
-def _on_gpu(interpret: bool) -> bool:
-  """Whether a kernel would be the GPU's: the TPU's alone is interpreted."""
-  return not interpret and choice.device()[0] == "gpu"
 
 
 def _tpu(

@@ -3,6 +3,7 @@
 What the kernels of `relpos_kernels_gpu` take and give, padded and cut.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -39,18 +40,6 @@ def refusal(
   if width > hopper.MAX_WIDTH:
     return f"it needs heads of width {hopper.MAX_WIDTH} or less, not {width}"
   return hopper.refusal(q_MPH, k_MPH, v_MPH)
-
-
-def attend(
-  q_MPH: jax.Array,
-  k_MPH: jax.Array,
-  v_MPH: jax.Array,
-  rel_h_MPY: jax.Array,
-  rel_w_MPX: jax.Array,
-  scale: float,
-) -> jax.Array:
-  """[M, P, H] of v's dtype, differentiable by all arrays; see `forward`."""
-  return forward(q_MPH, k_MPH, v_MPH, rel_h_MPY, rel_w_MPX, scale)[0]
 
 
 def forward(
@@ -140,29 +129,22 @@ def backward(
   )
 
 
-def _attend_forward(
-  q_MPH: jax.Array,
-  k_MPH: jax.Array,
-  v_MPH: jax.Array,
-  rel_h_MPY: jax.Array,
-  rel_w_MPX: jax.Array,
-  scale: float,
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-  operands = q_MPH, k_MPH, v_MPH, rel_h_MPY, rel_w_MPX
-  results = forward(*operands, scale)
-  return results[0], (*operands, *results)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def attend(*arguments: Any) -> jax.Array:
+  """[M, P, H] of v's dtype, differentiable; arguments as of `forward`."""
+  return forward(*arguments)[0]
 
 
-def _attend_backward(
-  scale: float, residuals: tuple[jax.Array, ...], do_MPH: jax.Array
-) -> tuple[jax.Array, ...]:
-  q_MPH, k_MPH, v_MPH, rel_h_MPY, rel_w_MPX, o_MPH, lse_MP = residuals
-  return backward(
-    q_MPH, k_MPH, v_MPH, rel_h_MPY, rel_w_MPX, o_MPH, lse_MP, do_MPH, scale
-  )
+def _attend_forward(*arguments: Any) -> tuple[Any, Any]:
+  results = forward(*arguments)
+  return results[0], (*arguments[:5], *results)
 
 
-attend = jax.custom_vjp(attend, nondiff_argnums=(5,))
+def _attend_backward(scale: float, residuals: Any, do_MPH: Any) -> Any:
+  arguments: Any = (*residuals, do_MPH, scale)
+  return backward(*arguments)
+
+
 attend.defvjp(_attend_forward, _attend_backward)
 
 

@@ -170,9 +170,7 @@ class Language(nnx.Module):
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """[..., D] in the arithmetic's dtype, from token ids of any shape."""
-    if tokens.ndim == 2:
-      return lookup(self.embedding[...], tokens, self.dtype)
-    return self.embedding[...][tokens].astype(self.dtype)
+    return lookup(self.embedding[...], tokens, self.dtype)
 
   def __call__(
     self,

@@ -24,7 +24,7 @@ _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = ")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$")
 _LEAF = re.compile(r"(\w+)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
 _CALLED = re.compile(
-  r"(calls|body|condition|to_apply|branch_computations|async_execution_thread)"
+  r"(calls|body|condition|to_apply|branch_computations)"
   r"=(\{[^}]*\}|%?[\w.-]+)"
 )
 

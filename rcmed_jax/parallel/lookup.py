@@ -17,30 +17,32 @@ from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.parallel import rules
 
 
-def lookup(table_VD: jax.Array, ids_BS: jax.Array, dtype: Any) -> jax.Array:
-  """[B, S, D] of `dtype`: the rows of the table that the ids name.
+def lookup(table_VD: jax.Array, ids: jax.Array, dtype: Any) -> jax.Array:
+  """[..., D] of `dtype`: the rows of the table that the ids name.
 
-  The table lies as VOCAB and EMBED do in `rules.RULES`, rows of ids as BATCH.
-  Without a mesh in scope, or where it does not divide them, the compiler does
-  it. Gradients of one id's many uses are added in the table's own dtype.
+  The table lies as VOCAB and EMBED do in `rules.RULES`, ids [B, S] as BATCH.
+  Of ids in another shape, without a mesh in scope, or where it does not divide
+  them, the compiler does it. Gradients of one id's many uses are added in the
+  table's own dtype.
 
   Args:
     table_VD: of which one row an id.
-    ids_BS: int32, in range.
+    ids: int32, in range.
     dtype: to which the rows are rounded.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1 or mesh.manual_axes:
-    return table_VD[ids_BS].astype(dtype)
   (row_axis,) = rules.mesh_axes_of("lookup", axes.VOCAB)
   (column_axis,) = rules.mesh_axes_of("lookup", axes.EMBED)
-  rows, columns = table_VD.shape
   if (
-    len(ids_BS) % meshes.batch_shards(mesh)
-    or rows % mesh.shape[row_axis]
-    or columns % mesh.shape[column_axis]
+    mesh.empty
+    or mesh.size == 1
+    or mesh.manual_axes
+    or ids.ndim != 2
+    or len(ids) % meshes.batch_shards(mesh)
+    or table_VD.shape[0] % mesh.shape[row_axis]
+    or table_VD.shape[1] % mesh.shape[column_axis]
   ):
-    return table_VD[ids_BS].astype(dtype)
+    return table_VD[ids].astype(dtype)
   batch = PartitionSpec(rules.RULES[axes.BATCH])
   return jax.shard_map(
     functools.partial(
@@ -49,7 +51,7 @@ def lookup(table_VD: jax.Array, ids_BS: jax.Array, dtype: Any) -> jax.Array:
     in_specs=(PartitionSpec(row_axis, column_axis), batch),
     out_specs=batch,
     check_vma=False,
-  )(table_VD, ids_BS)
+  )(table_VD, ids)
 
 
 def _lookup(

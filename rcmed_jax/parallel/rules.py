@@ -30,9 +30,10 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
   axes.VECTOR: None,
 }
 
+LANES = 128  # of a TPU
 # Parameters are held with these axes filled up by zeros to a multiple: 32007
-# ids, which no mesh divides, take 32128 places, 128 being a TPU's lanes.
-MULTIPLES = {axes.VOCAB: 128}
+# ids, which no mesh divides, take 32128 places.
+MULTIPLES = {axes.VOCAB: LANES}
 
 
 def param_shardings(

@@ -72,6 +72,7 @@ def collectives(
     turns: of loops whose length the program does not tell.
   """
   times, _ = program.times(turns)
+  per_slice = program.devices // slices
   found: dict[tuple[str, str], Collective] = {}
   for name, lines in program.computations.items():
     if not times.get(name):
@@ -93,7 +94,6 @@ def collectives(
       groups = _groups(one.attributes, program.devices)
       if groups.shape[-1] == 1 or not given:
         continue
-      per_slice = (groups.max() + 1) // slices
       collective = Collective(
         kind,
         given[0].dtype,

@@ -15,11 +15,10 @@ from rcmed_jax.data.tokens import IGNORE_LABEL
 from rcmed_jax.model import layers
 from rcmed_jax.parallel import rules
 
-# 67 MB of a float32 head of 4096 rows.
+# 67 MB of a float32 head of 4096 rows. The TPU compiler scatters a sum of
+# gradients over devices where a part's ids fill its lanes; of 4016 ids, or of
+# all 32128, each device would get it whole.
 MAX_IDS = 4096
-# Of a TPU. Its compiler scatters a sum of gradients over devices where a part's
-# ids fill them; of 4016 ids, or of all 32128, each device would get it whole.
-LANES = 128
 
 # Far below any logit, yet finite: its exponential is zero, and no NaN comes up.
 _MASKED = -1e30
@@ -46,7 +45,7 @@ def text_loss(
     max_ids: at a time.
   """
   parts = -(-head_DV.shape[1] // max_ids)
-  missing = -head_DV.shape[1] % (parts * LANES) if parts > 1 else 0
+  missing = -head_DV.shape[1] % (parts * rules.LANES) if parts > 1 else 0
   head_DV = jnp.pad(head_DV, ((0, 0), (0, missing)))
   # Part k has the ids k, k + parts, ...: each some of every device's.
   head_KDV = jnp.moveaxis(

@@ -199,9 +199,7 @@ def make_train_step(
       )
       return gradients, {"loss": total, **terms}
 
-    # In scope, so that kernels know their devices and run on local parts.
-    with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):
-      gradients, metrics = accumulate(micro, batch, accumulation)
+    gradients, metrics = accumulate(micro, batch, accumulation)
     grad_norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
     updates, moments = optimizer.update(

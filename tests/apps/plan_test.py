@@ -7,6 +7,7 @@ import pytest
 
 from rcmed_jax.apps import plan, plan_report, plan_search, plan_steps, settings
 from rcmed_jax.parallel import chips
+from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.parallel import plan as plans
 from rcmed_jax.train import optimizer as optimizers
 from rcmed_jax.train import step as steps
@@ -54,14 +55,7 @@ def test_bytes_of_a_device_are_those_of_a_real_state():
   optimizer = optimizers.make_optimizer(told.optimizer, told.train.steps)
   model = plan_steps.with_vocabulary(told).model
   layout = steps.make_layout(
-    model,
-    told.optimizer,
-    optimizer,
-    jax.make_mesh(
-      (1, 2, 4, 1),
-      ("slice", "data", "fsdp", "tensor"),
-      axis_types=(jax.sharding.AxisType.Auto,) * 4,
-    ),
+    model, told.optimizer, optimizer, meshes.make_mesh(told.mesh)
   )
   state = steps.init_state(layout, model, told.optimizer, optimizer, 0)
   for kind, tree in (
