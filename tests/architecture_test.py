@@ -13,6 +13,7 @@ LAYERS = {
   "kernels": 1,
   "parallel": 1,
   "data": 1,
+  "ingest": 2,
   "model": 2,
   "train": 3,
   "eval": 3,
@@ -61,7 +62,8 @@ def test_imports_point_to_lower_layers(path):
 
 
 @pytest.mark.parametrize(
-  "path", [file for file in FILES if imports.room(file.values[0]) == "data"]
+  "path",
+  [f for f in FILES if imports.room(f.values[0]) in ("data", "ingest")],
 )
 def test_data_knows_no_jax(path):
   roots = {name.split(".")[0] for name in imports.names_imported(path)}

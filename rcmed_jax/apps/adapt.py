@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rcmed_jax.apps import runs
-from rcmed_jax.data import prompts, records, supports
+from rcmed_jax.data import prompts, supports
 from rcmed_jax.eval import metrics
 from rcmed_jax.serve import new_classes
 from rcmed_jax.serve.assistant import Assistant, Question
@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
   """Runs the command; see `rcmed adapt --help`."""
   args = _parser().parse_args(argv)
   found = supports.read(args.support, args.name, args.modality)
-  triplets = [records.load(record) for record in found]
+  triplets = [record.load() for record in found]
   examples = [(one.image_IJC, one.masks_GIJ[0]) for one in triplets]
   told: dict[str, Any] = dict(
     strengths=new_classes.Strengths(args.pixels, args.tokens, args.logits),

@@ -16,7 +16,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from rcmed_jax.data import images, prompts, readers, records, tokens
+from rcmed_jax.data import images, prompts, readers, tokens
 from rcmed_jax.data.checks import DataError, Quarantine
 from rcmed_jax.data.records import Record
 
@@ -296,7 +296,7 @@ class Pipeline:
     self, index: int
   ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Pixels, extent and masks by class, in the model's frame."""
-    triplet = records.load(self._items[index], self._quarantine.add)
+    triplet = self._items[index].load(self._quarantine.add)
     pixels_IJC, extent_2 = images.prepare(triplet.image_IJC, self._image_size)
     masks = {
       name: images.prepare_mask(mask_IJ, self._config.mask_size)

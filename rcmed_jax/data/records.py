@@ -1,31 +1,15 @@
-"""One sample: where it lies, and what it holds once read."""
+"""One sample: what is known of it before it is read, and what it then holds."""
 
 from collections.abc import Callable
 import dataclasses
+from typing import Protocol
 
 import numpy as np
 
 from rcmed_jax.data import images
 from rcmed_jax.data.checks import DataError
 
-__all__ = ["DataError", "Record", "Triplet", "load"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-  """Where a sample lies; nothing is decoded yet."""
-
-  image: str  # absolute path of the image file
-  id: str  # path as the index writes it: the record's name in every output
-  masks: tuple[tuple[str, str], ...]  # (absolute path, class name with spaces)
-  modality: str  # in words, "computed tomography"
-  dataset: str  # second part of <modality>--<dataset>--<rest>.png
-  description: str | None = None
-
-  @property
-  def classes(self) -> tuple[str, ...]:
-    """Class names in the order of their first appearance."""
-    return tuple(dict.fromkeys(name for _, name in self.masks))
+__all__ = ["DataError", "Record", "Sample", "Triplet"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,44 +25,98 @@ class Triplet:
   spacing_mm: tuple[float, float] | None  # rows, columns; None: unknown
   source: str  # the dataset
   license: str | None
+  # What must not lie on both sides of a split: a patient, a volume. A
+  # pseudonym; None: the image stands for itself.
+  group: str | None = None
 
 
-def load(
-  record: Record, on_fault: Callable[[DataError], None] | None = None
-) -> Triplet:
-  """Reads a record's image and masks.
+class Sample(Protocol):
+  """What is known of a triplet before anything is decoded."""
 
-  Args:
-    on_fault: takes the error of a mask that cannot be used; the triplet then
-      lacks its class, also where other masks of that class are sound, since
-      part of a reference is a wrong one. None: the error is raised.
+  @property
+  def id(self) -> str:
+    """Its name in every output."""
+    ...
 
-  Raises:
-    DataError: the image cannot be used; or a mask, where `on_fault` is None.
-  """
-  image_IJC = images.read(record.image)
-  merged: dict[str, np.ndarray] = {}
-  faulty: set[str] = set()
-  for path, name in record.masks:
-    try:
-      mask_IJ = images.read_mask(path, image_IJC.shape[:2])
-    except DataError as error:
-      if on_fault is None:
-        raise
-      on_fault(error)
-      faulty.add(name)
-      continue
-    merged[name] = merged[name] | mask_IJ if name in merged else mask_IJ
-  classes = tuple(name for name in merged if name not in faulty)
-  masks_GIJ = np.array([merged[name] for name in classes], bool)
-  return Triplet(
-    id=record.id,
-    image_IJC=image_IJC,
-    masks_GIJ=masks_GIJ.reshape(len(classes), *image_IJC.shape[:2]),
-    classes=classes,
-    modality=record.modality,
-    description=record.description,
-    spacing_mm=None,  # PNG and JPEG carry none
-    source=record.dataset,
-    license=None,
-  )
+  @property
+  def classes(self) -> tuple[str, ...]:
+    """Names with spaces, each once, in the order of their masks."""
+    ...
+
+  @property
+  def modality(self) -> str:
+    """In words, "computed tomography"."""
+    ...
+
+  @property
+  def dataset(self) -> str:
+    """Where it comes from."""
+    ...
+
+  @property
+  def description(self) -> str | None:
+    """What a describer wrote of it."""
+    ...
+
+  def load(
+    self, on_fault: Callable[[DataError], None] | None = None
+  ) -> Triplet:
+    """Reads and decodes it.
+
+    Args:
+      on_fault: takes the error of a mask that cannot be used; the triplet then
+        lacks its class, also where other masks of that class are sound, since
+        part of a reference is a wrong one. None: the error is raised.
+
+    Raises:
+      DataError: the image cannot be used; or a mask, where `on_fault` is None.
+    """
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """A sample in loose files, as an index names them."""
+
+  image: str  # absolute path of the image file
+  id: str  # path as the index writes it
+  masks: tuple[tuple[str, str], ...]  # (absolute path, class name with spaces)
+  modality: str  # in words, "computed tomography"
+  dataset: str  # second part of <modality>--<dataset>--<rest>.png
+  description: str | None = None
+
+  @property
+  def classes(self) -> tuple[str, ...]:
+    """Class names in the order of their first appearance."""
+    return tuple(dict.fromkeys(name for _, name in self.masks))
+
+  def load(
+    self, on_fault: Callable[[DataError], None] | None = None
+  ) -> Triplet:
+    """Reads the image and masks; see `Sample`."""
+    image_IJC = images.read(self.image)
+    merged: dict[str, np.ndarray] = {}
+    faulty: set[str] = set()
+    for path, name in self.masks:
+      try:
+        mask_IJ = images.read_mask(path, image_IJC.shape[:2])
+      except DataError as error:
+        if on_fault is None:
+          raise
+        on_fault(error)
+        faulty.add(name)
+        continue
+      merged[name] = merged[name] | mask_IJ if name in merged else mask_IJ
+    classes = tuple(name for name in merged if name not in faulty)
+    masks_GIJ = np.array([merged[name] for name in classes], bool)
+    return Triplet(
+      id=self.id,
+      image_IJC=image_IJC,
+      masks_GIJ=masks_GIJ.reshape(len(classes), *image_IJC.shape[:2]),
+      classes=classes,
+      modality=self.modality,
+      description=self.description,
+      spacing_mm=None,  # PNG and JPEG carry none
+      source=self.dataset,
+      license=None,
+    )

@@ -102,7 +102,7 @@ def _stream(
   controlled = draw(evaluated, config.control_limit, config.seed)
   for record in progress(evaluated):
     try:
-      triplet = records.load(record)
+      triplet = record.load()
     except records.DataError as error:
       tally.quarantine.append(
         Quarantined(record.id, error.path, error.field, str(error))

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from rcmed_jax.data import readers, records
+from rcmed_jax.data import readers
 from rcmed_jax.data.checks import DataError
 
 SHAPE = (40, 32)
@@ -32,7 +32,7 @@ def record(tmp_path, dataset):
 
 
 def test_masks_of_one_class_are_merged(record):
-  triplet = records.load(record)
+  triplet = record.load()
   assert triplet.classes == record.classes == ("gallbladder", "liver")
   np.testing.assert_array_equal(
     triplet.masks_GIJ, [inside(UPPER) | inside(LOWER), inside(LOWER)]
@@ -48,7 +48,7 @@ def test_masks_of_one_class_are_merged(record):
 
 def test_an_image_without_masks(tmp_path, dataset):
   index = dataset(tmp_path, {"pet--set--1.png": {}})
-  triplet = records.load(readers.read_index(index)[0])
+  triplet = readers.read_index(index)[0].load()
   assert triplet.masks_GIJ.shape == (0, *SHAPE)
   assert triplet.masks_GIJ.dtype == bool
   assert triplet.classes == ()
@@ -58,9 +58,9 @@ def test_a_faulty_mask_is_raised_or_left_out_with_its_class(record):
   path = record.masks[0][0]
   cv2.imwrite(path, np.zeros(SHAPE, np.uint8))
   with pytest.raises(DataError, match="it is empty"):
-    records.load(record)
+    record.load()
   faults = []
-  triplet = records.load(record, faults.append)
+  triplet = record.load(faults.append)
   # The other mask of the class is sound, but only part of it.
   assert triplet.classes == ("liver",)
   np.testing.assert_array_equal(triplet.masks_GIJ, [inside(LOWER)])
@@ -71,7 +71,7 @@ def test_a_faulty_image_is_always_raised(record, tmp_path):
   (tmp_path / "ct--set--1.png").write_text("none")
   faults = []
   with pytest.raises(DataError, match=r"ct--set--1.png: image: this is no"):
-    records.load(record, faults.append)
+    record.load(faults.append)
   assert not faults
 
 
@@ -79,7 +79,7 @@ def test_all_masks_faulty_leaves_the_image(record):
   for path, _ in record.masks:
     cv2.imwrite(path, np.ones((5, 5), np.uint8))
   faults = []
-  triplet = records.load(record, faults.append)
+  triplet = record.load(faults.append)
   assert triplet.masks_GIJ.shape == (0, *SHAPE)
   assert len(faults) == 3
 
@@ -90,7 +90,7 @@ def test_the_ten_real_images_load(shared):
   assert len(found) == 10
   assert len({record.modality for record in found}) == 9
   for record in found:
-    triplet = records.load(record)
+    triplet = record.load()
     assert triplet.image_IJC.shape[:2] == triplet.masks_GIJ.shape[1:]
     assert triplet.masks_GIJ.any((1, 2)).all()
     assert len(triplet.classes) == 1

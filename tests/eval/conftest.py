@@ -52,7 +52,7 @@ class Oracle:
     self.known = {}
     for record in index:
       try:
-        triplet = records.load(record)
+        triplet = record.load()
       except records.DataError:
         continue
       masks = dict(zip(triplet.classes, triplet.masks_GIJ, strict=True))

@@ -4,7 +4,6 @@ import pathlib
 import numpy as np
 import pytest
 
-from rcmed_jax.data import records
 from rcmed_jax.eval import evaluate as evaluate_lib
 from rcmed_jax.eval.evaluate import EvalConfig, evaluate
 
@@ -36,7 +35,7 @@ def test_scores_are_those_of_the_masks(world, oracle, tmp_path):
   lines = _lines(tmp_path / "metrics--test.jsonl")
   expected = []
   for record in world:
-    triplet = records.load(record)
+    triplet = record.load()
     for name, ref_IJ in zip(triplet.classes, triplet.masks_GIJ, strict=True):
       pred_IJ = np.roll(ref_IJ, 2, axis=(0, 1))
       inter = float(np.sum(pred_IJ & ref_IJ))

@@ -3,7 +3,6 @@ import itertools
 import numpy as np
 import pytest
 
-from rcmed_jax.data import records
 from rcmed_jax.eval import protocols
 from rcmed_jax.eval.protocols import EvalConfig
 
@@ -14,7 +13,7 @@ VOCABULARY = (*SIBLINGS, "heart", "hair")
 def _asks(record, config=None, controls=True):
   found = protocols.asks(
     record,
-    records.load(record),
+    record.load(),
     config or EvalConfig(),
     siblings=SIBLINGS,
     vocabulary=VOCABULARY,

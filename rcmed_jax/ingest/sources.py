@@ -1,0 +1,80 @@
+"""What every reader of a format gives: units of work that yield triplets.
+
+A source is what somebody has on disk, in one format. Its units are what is read
+at once: one image with its masks, one volume with its labels. Units are small,
+pickle to other processes and come in an order that depends on the files alone,
+so that a build can be cut into shards, stopped and taken up again.
+
+  source.units() -> unit -> unit.triplets() -> triplet, triplet, ...
+
+Faults are handed to a `Faults` callable and never raised by a sound source: a
+unit that cannot be used yields nothing, a mask that cannot be used leaves its
+class out.
+"""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+from typing import Protocol
+
+from rcmed_jax.data.checks import DataError
+from rcmed_jax.data.records import Triplet
+
+Faults = Callable[[DataError], None]
+
+# What becomes of slices of a volume that show no target.
+EMPTY_SLICES = ("drop", "keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What the files do not say of themselves, or say wrongly."""
+
+  modality: str = ""  # in words, "computed tomography"; "": as the files say
+  dataset: str = ""  # "": the name of the source's folder or file
+  license: str = ""  # of images and masks, "CC-BY-4.0"; "": as the files say
+  # More words of file names, ("cta", "computed tomography"), ...
+  modality_words: tuple[tuple[str, str], ...] = ()
+  # Of volumes:
+  axis: str = "axial"  # slices along it: axial, coronal or sagittal
+  empty_slices: str = "drop"  # one of EMPTY_SLICES
+  assume_same_grid: bool = False  # labels fit voxel for voxel, whatever is said
+  label_names: tuple[tuple[int, str], ...] = ()  # label value -> class
+  window: str = ""  # one of windows.CT; "": by the targets in the slice
+  # Of DICOM files: their own names and numbers in ids, not pseudonyms.
+  keep_identifiers: bool = False
+  # What pseudonyms are made with; the same key gives the same ones.
+  key: bytes = b""
+
+  def __post_init__(self) -> None:
+    if self.empty_slices not in EMPTY_SLICES:
+      raise ValueError(
+        f"empty_slices={self.empty_slices!r} is none of "
+        f"{', '.join(EMPTY_SLICES)}."
+      )
+
+
+class Unit(Protocol):
+  """What is read at once. A frozen dataclass of small values."""
+
+  @property
+  def id(self) -> str:
+    """Its name, alone of that name in its source."""
+    ...
+
+  def triplets(self, faults: Faults) -> Iterator[Triplet]:
+    """Reads it; each triplet's id is unique within the source."""
+    ...
+
+
+class Source(Protocol):
+  """What is on disk."""
+
+  def units(self, faults: Faults) -> Iterator[Unit]:
+    """All of it, in an order that the files alone decide.
+
+    Units are found as they are asked for: none of them is kept.
+
+    Raises:
+      DataError: there is nothing of the format at all.
+    """
+    ...
