@@ -74,7 +74,7 @@ class Sample(Protocol):
     ...
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Record:
   """A sample in loose files, as an index names them."""
 
