@@ -43,6 +43,18 @@ CASES: Mapping[str, tuple[str, str, tuple[str, ...], float]] = {
     ("--config.train.accumulation=3",),
     80,
   ),
+  "v5e:2x4 train": (
+    "v5e:2x4",
+    "train",
+    ("--config.mesh.fsdp=8", "--config.train.batch_size=96"),
+    14,
+  ),
+  "v5e:8x8 train": (
+    "v5e:8x8",
+    "train",
+    ("--config.train.batch_size=768",),
+    14,
+  ),
   "v5e:16x16 evaluate": ("v5e:16x16", "evaluate", (), 14),
   "v5e:16x16 decode": ("v5e:16x16", "decode", (), 14),
   "v5e:16x16 decode, tensor": ("v5e:16x16", "decode", TENSOR, 14),

@@ -3,6 +3,7 @@
 import itertools
 from typing import Any
 
+import jax
 import numpy as np
 
 from rcmed_jax.data.tokens import IGNORE_LABEL, IMAGE_TOKEN
@@ -111,3 +112,16 @@ class Data:
 
   def set_state(self, state: dict[str, Any]) -> None:
     self._next = state["next"]
+
+
+def assert_same_weights(found, wanted):
+  """Each weight of two models within 1e-5 of its norm."""
+  for (path, one), other in zip(
+    jax.tree.leaves_with_path(found), jax.tree.leaves(wanted), strict=True
+  ):
+    np.testing.assert_allclose(
+      np.linalg.norm(one - other),
+      0,
+      atol=1e-5 * max(np.linalg.norm(other), 1e-2),
+      err_msg=jax.tree_util.keystr(path),
+    )

@@ -79,7 +79,15 @@ def make_mesh(
   if len(slices) > 1:
     arranged = _across_slices(sizes, len(slices), devices)
     return jax.sharding.Mesh(arranged, MESH_AXES, axis_types=_AUTO)
-  return jax.make_mesh(sizes, MESH_AXES, axis_types=_AUTO, devices=devices)
+  try:
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=_AUTO, devices=devices)
+  except NotImplementedError:
+    # No sides of the torus multiply to such a size, as 16 on 8 x 8 x 8: one of
+    # them is cut.
+    arranged = mesh_utils.create_device_mesh(
+      sizes, devices, allow_split_physical_axes=True
+    )
+    return jax.sharding.Mesh(arranged, MESH_AXES, axis_types=_AUTO)
 
 
 def abstract_mesh(

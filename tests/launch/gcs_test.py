@@ -27,7 +27,7 @@ from rcmed_jax.train import checkpoints
 
 workdir, index = sys.argv[1:]
 told = ["train", "--config=configs/demo.py:tiny", "--workdir=" + workdir,
-        "--config.data.index=" + index, "--config.mesh.data=1"]
+        "--config.data.index=" + index]
 assert cli.main(told) == 0
 # Finished: this reads checkpoint, settings and tokenizer, and trains no step.
 assert cli.main([*told, "--resume=required"]) == 0
@@ -72,6 +72,7 @@ def bucket(tmp_path_factory):
       address,
       dict(os.environ)
       | {
+        "XLA_FLAGS": "",  # one device
         "STORAGE_EMULATOR_HOST": address,
         "TENSORSTORE_GCS_HTTP_URL": address,
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "x",

@@ -131,7 +131,7 @@ def job(slurm, tmp_path):
     "WORKDIR": str(tmp_path / "run"),
     "RCMED": str(command),
     "PYTHONPATH": str(imports.ROOT),
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    "XLA_FLAGS": "",  # one device a task
   }
 
   def submit(*options):

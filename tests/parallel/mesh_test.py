@@ -71,6 +71,17 @@ def chips(slices, hosts, each, platform="tpu"):
   return found[::2] + found[1::2]
 
 
+@dataclasses.dataclass(frozen=True)
+class CubeChip(Chip):
+  """One of a torus of 4 x 4 x 4."""
+
+  device_kind: str = "TPU v5"
+
+  @property
+  def coords(self):
+    return self.id // 16, self.id // 4 % 4, self.id % 4
+
+
 def in_order(devices, sizes):
   """A mesh of devices in their order, as far as `batch_part` looks at it."""
   line = np.array(sorted(devices, key=lambda chip: chip.id))
@@ -87,6 +98,17 @@ def test_only_the_slice_axis_crosses_slices():
   for index, part in enumerate(mesh.devices):
     assert {chip.slice_index for chip in part.flat} == {index}
   assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+
+
+def test_an_axis_may_cut_a_side_of_the_torus():
+  """No sides of 4 x 4 x 4 multiply to 8."""
+  devices = [CubeChip(id, id // 4) for id in range(64)]
+  mesh = meshes.make_mesh(meshes.MeshConfig(data=8, fsdp=8), devices)
+  assert dict(mesh.shape) == {"slice": 1, "data": 8, "fsdp": 8, "tensor": 1}
+  assert {chip.id for chip in mesh.devices.flat} == set(range(64))
+  for line in mesh.devices[0, :, :, 0]:
+    sides = np.ptp([chip.coords for chip in line], axis=0) + 1
+    assert np.prod(sides) == 8  # a box of its own
 
 
 @pytest.mark.parametrize("size", [1, 4])

@@ -20,7 +20,7 @@ from rcmed_jax.train import losses
 from rcmed_jax.train import optimizer as optimizers
 from rcmed_jax.train import step as steps
 
-pytestmark = pytest.mark.unproven
+pytestmark = pytest.mark.heavy
 
 STEPS = 20
 BATCH = 8
@@ -96,25 +96,13 @@ def trained(name, dtype="float32"):
   return found, jax.device_get(state.trainable)
 
 
-def assert_same_weights(found, wanted):
-  for (path, one), other in zip(
-    jax.tree.leaves_with_path(found), jax.tree.leaves(wanted), strict=True
-  ):
-    np.testing.assert_allclose(
-      np.linalg.norm(one - other),
-      0,
-      atol=1e-5 * max(np.linalg.norm(other), 1e-2),
-      err_msg=jax.tree_util.keystr(path),
-    )
-
-
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_mesh_trains_the_same_model(name):
   wanted, weights = trained("one device")
   found, own = trained(name)
   np.testing.assert_allclose(found, wanted, rtol=1e-5)
   assert wanted[-1] < wanted[0]
-  assert_same_weights(own, weights)
+  toy.assert_same_weights(own, weights)
 
 
 def test_training_goes_on_on_another_mesh(tmp_path):
@@ -135,7 +123,7 @@ def test_training_goes_on_on_another_mesh(tmp_path):
   assert data.seen + again.seen == list(range(STEPS))
   wanted, weights = trained("one device")
   np.testing.assert_allclose(first + second, wanted, rtol=1e-5)
-  assert_same_weights(jax.device_get(state.trainable), weights)
+  toy.assert_same_weights(jax.device_get(state.trainable), weights)
 
 
 def test_bfloat16_stays_close():

@@ -196,7 +196,7 @@ def test_kernels_see_the_mesh_and_their_own_rows_and_heads(
   assert {(rows, heads) for rows, _, heads, _ in seen} == {(2, 1)}
 
 
-@pytest.mark.unproven
+@pytest.mark.heavy
 def test_a_step_is_compiled_for_a_slice_with_its_kernels():
   """Nothing but the layout says for which devices."""
   pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
