@@ -16,19 +16,52 @@ from rcmed_jax.data.checks import DataError
 MIN_SIDE = 16  # pixels; less is no picture but an accident
 MAX_PIXELS = 80_000_000  # 240 MB decoded; just below where Pillow warns
 
+# Format and mode, in Pillow's words, of what OpenCV reads wrongly: it takes
+# the colours of a transparent TIFF for darker ones.
+BY_PILLOW = {("TIFF", "RGBA")}
+
+# And of what no picture can be made of without being told more.
+NO_RANGE = (
+  "its numbers are signed, fractions or of 32 bits, and nothing says which of "
+  "them are black and white"
+)
+NOT_SHOWN = {
+  ("TIFF", "I"): NO_RANGE,
+  ("TIFF", "F"): NO_RANGE,
+  ("TIFF", "LAB"): "its colours are L*a*b*, which is not read here",
+}
+
 
 def read(path: str | pathlib.Path) -> np.ndarray:
   """uint8[I, J, 3], RGB: EXIF rotation applied, alpha dropped, 16 to 8 bit.
+
+  Of 16 bits the upper eight that are in use: a camera or scanner of 12 bits
+  stores 0..4095 in them, whose upper byte would be black.
 
   Raises:
     DataError: missing, unreadable, or of a size that cannot be used. The size
       is read from the header, before anything is decoded.
   """
-  _check_size(path)
-  image_IJC = cv2.imread(str(path), cv2.IMREAD_COLOR)
+  kind = _check(path)
+  if kind in NOT_SHOWN:
+    raise _unreadable(path, "image", NOT_SHOWN[kind])
+  if kind in BY_PILLOW:
+    return _read_by_pillow(path)
+  image_IJC = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
   if image_IJC is None:
     raise _unreadable(path, "image", "its pixels cannot be decoded")
-  return image_IJC[..., ::-1].copy()
+  if image_IJC.dtype not in (np.uint8, np.uint16):
+    raise _unreadable(path, "image", NO_RANGE)
+  return eight_bits(image_IJC)[..., ::-1].copy()
+
+
+def eight_bits(values: np.ndarray) -> np.ndarray:
+  """uint8 of any shape: uint16 without the bits that are less or never set."""
+  if values.dtype == np.uint8:
+    return values
+  if values.dtype != np.uint16:
+    raise ValueError(f"Expected uint8 or uint16, received {values.dtype}.")
+  return (values >> max(int(values.max()).bit_length() - 8, 0)).astype(np.uint8)
 
 
 def read_mask(path: str | pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -38,7 +71,25 @@ def read_mask(path: str | pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
     DataError: missing, unreadable, empty, or of another size than `shape`,
       the image's rows and columns.
   """
-  _check_size(path, "mask")
+  mask_IJ = read_labels(path, shape) > 0
+  if not mask_IJ.any():
+    raise DataError(
+      path,
+      "mask",
+      "it is empty",
+      "Remove it from the index: a class without a mask counts as absent",
+    )
+  return mask_IJ
+
+
+def read_labels(path: str | pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
+  """Numbers[I, J] of a mask file; of a palette's colours, their brightness.
+
+  Raises:
+    DataError: missing, unreadable, or of another size than `shape`, the
+      image's rows and columns.
+  """
+  _check(path, "mask")
   mask_IJ = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
   if mask_IJ is None:
     raise _unreadable(path, "mask", "its pixels cannot be decoded")
@@ -50,14 +101,7 @@ def read_mask(path: str | pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
       f"{shape[0]} x {shape[1]}",
       "Save the mask on the image's own grid",
     )
-  if not mask_IJ.any():
-    raise DataError(
-      path,
-      "mask",
-      "it is empty",
-      "Remove it from the index: a class without a mask counts as absent",
-    )
-  return mask_IJ > 0
+  return mask_IJ
 
 
 def resized_shape(shape: tuple[int, ...], size: int) -> tuple[int, int]:
@@ -167,7 +211,8 @@ def noise(rng: np.random.Generator, size: int) -> np.ndarray:
   return np.broadcast_to(clipped, (size, size, 3)).copy()
 
 
-def _check_size(path: str | pathlib.Path, field: str = "image") -> None:
+def _check(path: str | pathlib.Path, field: str = "image") -> tuple[str, str]:
+  """What the header says: format and mode, in Pillow's words."""
   if not pathlib.Path(path).is_file():
     raise DataError(
       path, field, "there is no such file", "Correct the path in the index"
@@ -175,15 +220,43 @@ def _check_size(path: str | pathlib.Path, field: str = "image") -> None:
   try:
     with PIL.Image.open(path) as header:
       columns, rows = header.size
-      kind = header.format
+      kind = header.format or "", header.mode
+      pages = _pages(header)
   except PIL.Image.DecompressionBombError as error:
     raise _wrong_size(path, field, str(error).rstrip(".")) from error
   except (OSError, ValueError) as error:
     raise _unreadable(path, field, f"this is no image ({error})") from error
   if min(rows, columns) < MIN_SIDE or rows * columns > MAX_PIXELS:
     raise _wrong_size(path, field, f"it has {rows} x {columns} pixels")
-  if kind == "JPEG" and not _ends(path):
+  if kind[0] == "JPEG" and not _ends(path):
     raise _unreadable(path, field, "the file breaks off before its end")
+  if pages > 1:
+    raise DataError(
+      path,
+      field,
+      f"it holds {pages} pictures of one size",
+      "Save each as a file of its own: the others would not be seen",
+    )
+  return kind
+
+
+def _pages(header: PIL.Image.Image) -> int:
+  """How many pictures there are; smaller copies of the first are none."""
+  size, pages = header.size, getattr(header, "n_frames", 1)
+  if pages > 1:
+    header.seek(1)
+  return pages if header.size == size else 1
+
+
+def _read_by_pillow(path: str | pathlib.Path) -> np.ndarray:
+  try:
+    with PIL.Image.open(path) as image:
+      # Cut and not converted: what is transparent keeps its colour.
+      return np.asarray(image)[..., :3].copy()
+  except (OSError, ValueError, SyntaxError) as error:
+    raise _unreadable(
+      path, "image", f"its pixels cannot be decoded ({error})"
+    ) from error
 
 
 def _ends(path: str | pathlib.Path) -> bool:

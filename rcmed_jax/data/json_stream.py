@@ -7,6 +7,7 @@ before that.
 
 from collections.abc import Callable, Iterator
 import pathlib
+import re
 from typing import Any
 
 import ijson
@@ -16,7 +17,22 @@ from rcmed_jax.data.checks import DataError
 # Deeper values are an accident or an attack: nothing here is deeper than five.
 MAX_DEPTH = 64
 
+# Enough of a file to see what it is.
+START_BYTES = 4096
+FIRST_KEY = re.compile(r'\s*\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*(\S)')
+
 Twice = Callable[[str], None]
+
+
+def first_key(path: pathlib.Path) -> tuple[str, str]:
+  """The first key of a file that holds an object, and its value's first sign.
+
+  Two empty strings where the file holds nothing of the kind.
+  """
+  with path.open("rb") as file:
+    start = file.read(START_BYTES).decode("utf-8", "replace")
+  found = FIRST_KEY.match(start)
+  return (found[1], found[2]) if found else ("", "")
 
 
 def entries(

@@ -6,7 +6,6 @@ file is read as a stream: three million entries are never in memory at once.
 
 from collections.abc import Iterator
 import dataclasses
-import itertools
 import pathlib
 
 from rcmed_jax.data import json_stream, readers
@@ -24,11 +23,9 @@ def matches(path: pathlib.Path) -> bool:
     return len(list(path.glob(PATTERN))) == 1
   if path.suffix.lower() != ".json":
     return False
-  try:
-    first = list(itertools.islice(json_stream.entries(path, "", ""), 1))
-  except DataError:
-    return False
-  return all(_is_entry(value) for _, value in first)
+  # Keys are file names.
+  key, sign = json_stream.first_key(path)
+  return "." in key and sign == "["
 
 
 def open_source(path: pathlib.Path, options: Options) -> "IndexSource":
@@ -87,11 +84,3 @@ class IndexUnit:
       faults(error)
       return
     yield dataclasses.replace(triplet, license=self.license or None)
-
-
-def _is_entry(masks: object) -> bool:
-  return isinstance(masks, list) and all(
-    isinstance(entry, dict)
-    and all(isinstance(name, str) for name in entry.values())
-    for entry in masks
-  )

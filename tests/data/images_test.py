@@ -78,6 +78,83 @@ def test_16_bits_keep_their_upper_byte(tmp_path):
   )
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_bits_that_are_never_set_darken_nothing(tmp_path, bits, name):
+  grey_IJ = np.arange(65536, dtype=np.uint16).reshape(256, 256) >> (16 - bits)
+  PIL.Image.fromarray(grey_IJ).save(tmp_path / name)
+  np.testing.assert_array_equal(
+    images.read(tmp_path / name)[..., 1], grey_IJ >> (bits - 8)
+  )
+
+
+def saved(folder, mode, name):
+  """A picture in the mode, as a file, and what its RGB is."""
+  colours = cv2.resize(pixels((5, 4, 3)), (32, 40))
+  alpha_IJ = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (40, 1))
+  grey_IJ = colours[..., 0]
+  image = {
+    "1": lambda: PIL.Image.fromarray(grey_IJ > 128),
+    "L": lambda: PIL.Image.fromarray(grey_IJ),
+    "LA": lambda: PIL.Image.fromarray(np.dstack([grey_IJ, alpha_IJ]), "LA"),
+    "P": lambda: PIL.Image.fromarray(colours).quantize(16),
+    "RGB": lambda: PIL.Image.fromarray(colours),
+    "RGBA": lambda: PIL.Image.fromarray(np.dstack([colours, alpha_IJ])),
+    "CMYK": lambda: PIL.Image.fromarray(colours).convert("CMYK"),
+    "YCbCr": lambda: PIL.Image.fromarray(colours).convert("YCbCr"),
+  }[mode]()
+  image.save(folder / name)
+  if mode == "RGBA":
+    return folder / name, colours
+  with PIL.Image.open(folder / name) as again:
+    return folder / name, np.asarray(again.convert("RGB"))
+
+
+@pytest.mark.parametrize(
+  ("mode", "name"),
+  [
+    *((mode, "a.png") for mode in ("1", "L", "LA", "P", "RGB", "RGBA")),
+    *((mode, "a.tif") for mode in ("1", "L", "LA", "P", "RGB", "RGBA")),
+    *((mode, "a.tif") for mode in ("CMYK", "YCbCr")),
+    *((mode, "a.jpg") for mode in ("L", "RGB", "CMYK")),
+  ],
+)
+def test_every_way_to_store_a_picture_shows_the_same(tmp_path, mode, name):
+  path, expected_IJC = saved(tmp_path, mode, name)
+  error = np.abs(images.read(path).astype(int) - expected_IJC)
+  # Two libraries round colour conversions in two ways.
+  assert error.max() <= (1 if mode in ("CMYK", "YCbCr") else 0)
+
+
+@pytest.mark.parametrize(
+  ("image", "says"),
+  [
+    (PIL.Image.new("I", (40, 40), 70_000), "which of them are black"),
+    (PIL.Image.new("F", (40, 40), 0.5), "which of them are black"),
+    (PIL.Image.new("LAB", (40, 40)), "L\\*a\\*b"),
+  ],
+)
+def test_numbers_that_are_no_colours_are_refused(tmp_path, image, says):
+  image.save(tmp_path / "a.tif")
+  with pytest.raises(DataError, match=says):
+    images.read(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.gif"])
+def test_several_pictures_in_one_file_are_not_seen_as_one(tmp_path, name):
+  first, *others = [PIL.Image.fromarray(pixels(seed=s)) for s in range(3)]
+  first.save(tmp_path / name, save_all=True, append_images=others)
+  with pytest.raises(DataError, match="holds 3 pictures of one size"):
+    images.read(tmp_path / name)
+
+
+def test_a_thumbnail_in_the_file_is_no_second_picture(tmp_path):
+  image = PIL.Image.fromarray(pixels((40, 30, 3)))
+  small = image.resize((15, 20))
+  image.save(tmp_path / "a.tif", save_all=True, append_images=[small])
+  np.testing.assert_array_equal(images.read(tmp_path / "a.tif"), image)
+
+
 @pytest.mark.parametrize(
   ("orientation", "turn"),
   [
