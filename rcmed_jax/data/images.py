@@ -46,7 +46,8 @@ def read(path: str | pathlib.Path) -> np.ndarray:
   if kind in NOT_SHOWN:
     raise _unreadable(path, "image", NOT_SHOWN[kind])
   if kind in BY_PILLOW:
-    return _read_by_pillow(path)
+    # Cut and not converted: what is transparent keeps its colour.
+    return _read_by_pillow(path, "image")[..., :3].copy()
   image_IJC = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
   if image_IJC is None:
     raise _unreadable(path, "image", "its pixels cannot be decoded")
@@ -65,13 +66,17 @@ def eight_bits(values: np.ndarray) -> np.ndarray:
 
 
 def read_mask(path: str | pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
-  """bool[I, J]: where the mask file is above 0.
+  """bool[I, J]: where the mask file is above 0; colours by their brightness.
 
   Raises:
     DataError: missing, unreadable, empty, or of another size than `shape`,
       the image's rows and columns.
   """
-  mask_IJ = read_labels(path, shape) > 0
+  _check(path, "mask")
+  mask_IJ = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+  if mask_IJ is None:
+    raise _unreadable(path, "mask", "its pixels cannot be decoded")
+  _check_grid(path, mask_IJ, shape)
   if not mask_IJ.any():
     raise DataError(
       path,
@@ -79,29 +84,33 @@ def read_mask(path: str | pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
       "it is empty",
       "Remove it from the index: a class without a mask counts as absent",
     )
-  return mask_IJ
+  return mask_IJ > 0
 
 
 def read_labels(path: str | pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
-  """Numbers[I, J] of a mask file; of a palette's colours, their brightness.
+  """Whole numbers[I, J]: which class each pixel is; of a palette, the indices.
 
   Raises:
-    DataError: missing, unreadable, or of another size than `shape`, the
-      image's rows and columns.
+    DataError: missing, unreadable, of colours, or of another size than
+      `shape`, the image's rows and columns.
   """
-  _check(path, "mask")
-  mask_IJ = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
-  if mask_IJ is None:
-    raise _unreadable(path, "mask", "its pixels cannot be decoded")
-  if mask_IJ.shape != tuple(shape):
+  _, mode = _check(path, "mask")
+  if mode not in ("1", "L", "P") and not mode.startswith("I"):
     raise DataError(
       path,
       "mask",
-      f"it has {mask_IJ.shape[0]} x {mask_IJ.shape[1]} pixels, its image "
-      f"{shape[0]} x {shape[1]}",
-      "Save the mask on the image's own grid",
+      f"expected one number a pixel, which says the class, received {mode}",
+      "Save it as a grey or palette PNG, or as one mask a class",
     )
-  return mask_IJ
+  if mode == "P":
+    labels_IJ = _read_by_pillow(path, "mask")
+  else:
+    flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
+    labels_IJ = cv2.imread(str(path), flags)
+  if labels_IJ is None:
+    raise _unreadable(path, "mask", "its pixels cannot be decoded")
+  _check_grid(path, labels_IJ, shape)
+  return labels_IJ
 
 
 def resized_shape(shape: tuple[int, ...], size: int) -> tuple[int, int]:
@@ -248,14 +257,26 @@ def _pages(header: PIL.Image.Image) -> int:
   return pages if header.size == size else 1
 
 
-def _read_by_pillow(path: str | pathlib.Path) -> np.ndarray:
+def _check_grid(
+  path: str | pathlib.Path, mask_IJ: np.ndarray, shape: tuple[int, ...]
+) -> None:
+  if mask_IJ.shape != tuple(shape):
+    raise DataError(
+      path,
+      "mask",
+      f"it has {mask_IJ.shape[0]} x {mask_IJ.shape[1]} pixels, its image "
+      f"{shape[0]} x {shape[1]}",
+      "Save the mask on the image's own grid",
+    )
+
+
+def _read_by_pillow(path: str | pathlib.Path, field: str) -> np.ndarray:
   try:
     with PIL.Image.open(path) as image:
-      # Cut and not converted: what is transparent keeps its colour.
-      return np.asarray(image)[..., :3].copy()
+      return np.array(image)
   except (OSError, ValueError, SyntaxError) as error:
     raise _unreadable(
-      path, "image", f"its pixels cannot be decoded ({error})"
+      path, field, f"its pixels cannot be decoded ({error})"
     ) from error
 
 
