@@ -5,6 +5,7 @@ the rest zeros below and to the right. Each step gives the numbers that OpenCV
 gives the release. Source: the released preprocessing and postprocessing.
 """
 
+import os
 import pathlib
 
 import cv2
@@ -222,7 +223,8 @@ def noise(rng: np.random.Generator, size: int) -> np.ndarray:
 
 def _check(path: str | pathlib.Path, field: str = "image") -> tuple[str, str]:
   """What the header says: format and mode, in Pillow's words."""
-  if not pathlib.Path(path).is_file():
+  # Not pathlib's, which raises what a name too long or a closed folder raises.
+  if not os.path.isfile(path):
     raise DataError(
       path, field, "there is no such file", "Correct the path in the index"
     )
