@@ -36,6 +36,7 @@ class Stored:
 
   grid: geometry.Grid
   voxels: Any  # an array, or what reads its slices; colours on a fourth axis
+  classes: volumes.Classes = ()  # of labels, where the file itself names them
 
 
 # Path, and "image" or "labels", the field of its faults -> what it holds.
@@ -96,9 +97,13 @@ class Unit:
         self.labels,
         assume_same=options.assume_same_grid,
       )
-      classes = volumes.classes_of(self.labels, options.label_names)
+      classes = (
+        volumes.classes_of(self.labels, options.label_names)
+        or self.told.classes
+        or labels.classes
+      )
       targets = volumes.LabelMap(
-        labels.voxels, other, classes or self.told.classes, self.labels, faults
+        labels.voxels, other, classes, self.labels, faults
       )
     return volumes.Volume(
       id=self.id,

@@ -28,30 +28,18 @@ MAX_RATIO = 1032
 # Label value -> class; a class may have several, and classes may share one.
 Classes = tuple[tuple[str, tuple[int, ...] | None], ...]  # None: all but 0
 
+_MR = readers.MODALITIES["mr"]
+
 _COUNTABLE = 65536  # values that are counted instead of sorted
 
 # Words for what is measured, beyond those of an index: MR sequences, as the
 # Medical Segmentation Decathlon and nnU-Net name channels.
-_SEQUENCES = dict.fromkeys(
-  (
-    "t1",
-    "t1w",
-    "t1c",
-    "t1ce",
-    "t1gd",
-    "t1n",
-    "t2",
-    "t2w",
-    "t2f",
-    "flair",
-    "dwi",
-    "adc",
-    "dce",
-    "cine",
-    "lge",
+_SEQUENCES = {
+  **dict.fromkeys(
+    ("t1", "t1w", "t1c", "t1ce", "t1gd", "t1n", "t2", "t2w"), _MR
   ),
-  "magnetic resonance",
-)
+  **dict.fromkeys(("t2f", "flair", "dwi", "adc", "dce", "cine", "lge"), _MR),
+}
 # Words of file names that mean a modality nowhere but in an index.
 _AMBIGUOUS = {"x"}
 
@@ -102,6 +90,7 @@ class Volume:
   describe: Callable[[int, Sequence[str]], str | None] | None = None
   # Values -> uint8[I, J, 3]; None: by their modality, see `windows.scale`.
   paint: Callable[[np.ndarray, Sequence[str]], np.ndarray] | None = None
+  letter: str = ""  # of slices in ids; "": the axis's
 
 
 class Scaled:
@@ -254,6 +243,7 @@ def triplets(
     hounsfield=volume.modality == readers.MODALITIES["ct"],
     window=options.window,
   )
+  letter = volume.letter or options.axis[0]
   empty = 0
   for z in range(depth):
     masks = volume.targets.on(z) if volume.targets else {}
@@ -264,7 +254,7 @@ def triplets(
     values_IJ = volume.view.picture(volume.voxels, z)
     shape = (len(classes), *values_IJ.shape[:2])
     yield Triplet(
-      id=f"{volume.id}#{options.axis[0]}{z:04d}" if depth > 1 else volume.id,
+      id=f"{volume.id}#{letter}{z:04d}" if depth > 1 else volume.id,
       image_IJC=np.ascontiguousarray(paint(values_IJ, classes)),
       masks_GIJ=np.array(list(masks.values()), bool).reshape(shape),
       classes=classes,
