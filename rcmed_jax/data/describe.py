@@ -26,6 +26,10 @@ SHARP = 0.55  # share of the contrast that one step across the border shows
 CONTRAST = 0.35  # in deviations of the image's brightness
 INSIDE = 0.9  # share of a target within another's outline
 
+# Names whose ending says the other number.
+SINGULAR = ("pancreas", "lens", "pons", "atlas", "ascites", "caries", "biceps")
+PLURAL = ("teeth", "bacteria", "mitochondria", "ganglia", "bronchi", "thrombi")
+
 ROWS = ("upper", "", "lower")
 COLUMNS = ("left", "", "right")
 # A centre within the middle fifth counts as neither left nor right.
@@ -125,12 +129,21 @@ def describe(
       f"{_relation(g, other, regions, masks_GIJ, hulls)} the {classes[other]}"
       for other in (others if detail else others[:1])
     ]
-    lead = f"The {name} {_verb(name)} {_size(region)} and {_form(region)}"
+    lead = f"The {name} {verb(name)} {_size(region)} and {_form(region)}"
     if detail:
       sentences.append(_detailed(lead, region, relations))
     else:
       sentences.append(", ".join([lead, _place(region), *relations]) + ".")
   return " ".join(sentences)
+
+
+def verb(name: str) -> str:
+  """Returns "are" for a plural: nuclei, lungs; not mass, uterus, pancreas."""
+  last = name.lower().split()[-1] if name.split() else ""
+  if last in SINGULAR or last.endswith(("ss", "us", "is")):
+    return "is"
+  plural = last in PLURAL or last.endswith(("s", "lei", "li", "ae"))
+  return "are" if plural else "is"
 
 
 def _detailed(lead: str, region: Region, relations: list[str]) -> str:
@@ -224,10 +237,3 @@ def _form(region: Region) -> str:
   if region.compactness < COMPACT:
     return "irregular"
   return "round" if region.elongation < ROUND else "oval"
-
-
-def _verb(name: str) -> str:
-  """Returns "are" for a plural: nuclei, lungs; not mass, uterus, pelvis."""
-  if name.endswith(("ss", "us", "is")):
-    return "is"
-  return "are" if name.endswith(("s", "lei", "li")) else "is"
