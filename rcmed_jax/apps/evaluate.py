@@ -36,7 +36,9 @@ def main(argv: Sequence[str]) -> int:
     help="a run or a converted checkpoint; default: the newest in runs/",
   )
   parser.add_argument(
-    "--index", required=True, help="image2label_<split>.json to score on"
+    "--index",
+    required=True,
+    help="image2label_<split>.json, or FOLDER:SPLIT of a built data set",
   )
   parser.add_argument("--split", default="test", help="names the output files")
   parser.add_argument(
@@ -80,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
 
 def evaluate(
   assistant: Assistant,
-  items: Sequence[records.Record],
+  items: Sequence[records.Sample],
   told: settings.Settings,
   out: pathlib.Path,
   *,

@@ -25,9 +25,11 @@ from rcmed_jax.convert import store, torch_io
 from rcmed_jax.data import (
   checks,
   files,
+  mixture,
   pipeline,
   readers,
   records,
+  shards,
   tokens,
 )
 from rcmed_jax.eval.protocols import EvalConfig, Request
@@ -57,7 +59,7 @@ class Run:
 
   workdir: epath.Path
   settings: settings.Settings
-  items: Sequence[records.Record]
+  items: Sequence[records.Sample]
   tokenizer: tokens.Tokenizer
   quarantine: checks.Quarantine
 
@@ -104,7 +106,7 @@ def start(
   name = QUARANTINE if process == 0 else PART.format(process)
   quarantine = checks.Quarantine(workdir / name)
   hosts.first_does(lambda: _take_parts(quarantine, workdir))  # of a killed run
-  items = read_items(told, told.data.index, quarantine)
+  items = _training_items(told, quarantine)
   hosts.first_does(lambda: _record(told, items, workdir))
   path = workdir / TOKENIZER
   if not path.exists():
@@ -124,13 +126,24 @@ def read_items(
   quarantine: checks.Quarantine,
   *,
   descriptions: str | None = None,
-) -> list[records.Record]:
-  """The records of an index, read as the settings ask."""
+) -> Sequence[records.Sample]:
+  """The samples of an index or a built data set, as the settings ask.
+
+  Args:
+    index: an index file, or the FOLDER or FOLDER:SPLIT of a built data set,
+      whose descriptions are its own.
+    descriptions: of an index, instead of those in the settings.
+  """
   if not index:
     raise ValueError(
       "config.data.index is empty; give --config.data.index=image2label.json. "
       "`rcmed data phantom` draws a data set to begin with."
     )
+  if shards.is_built(index):
+    return shards.Shards(index)
+  folder, colon, split = str(index).rpartition(":")
+  if colon and shards.is_built(folder):
+    return shards.Shards(folder, split)
   return readers.read_index(
     index,
     told.data.descriptions if descriptions is None else descriptions,
@@ -357,9 +370,25 @@ def with_sizes(
   return dataclasses.replace(told, model=model, data=data)
 
 
+def _training_items(
+  told: settings.Settings, quarantine: checks.Quarantine
+) -> Sequence[records.Sample]:
+  """What the settings train on: one set, or several in proportion."""
+  if not told.data.mixture:
+    return read_items(told, told.data.index, quarantine)
+  if told.data.descriptions:
+    raise ValueError(
+      "config.data.descriptions is of one index; with config.data.mixture, "
+      "build each set with its descriptions."
+    )
+  names, weights = zip(*told.data.mixture, strict=True)
+  parts = [read_items(told, name, quarantine) for name in names]
+  return mixture.Mixture(parts, weights)
+
+
 def _record(
   told: settings.Settings,
-  items: Sequence[records.Record],
+  items: Sequence[records.Sample],
   workdir: epath.Path,
 ) -> None:
   """Writes what makes the folder a run: tokenizer and settings.

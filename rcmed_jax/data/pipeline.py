@@ -4,7 +4,7 @@ Two stages. The text stage runs on the whole global batch and decodes no image:
 it draws each row's prompt and fixes the batch's length, so that all processes
 agree on it. The image stage then loads this process's rows only.
 
-  records -> shuffle, repeat -> draw prompt, tokenise -> global batch
+  samples -> shuffle, repeat or mix -> draw prompt, tokenise -> global batch
           -> this process's rows -> images and masks -> arrays
 """
 
@@ -16,9 +16,10 @@ from typing import Any
 import grain
 import numpy as np
 
-from rcmed_jax.data import images, prompts, readers, tokens
+from rcmed_jax.data import augment, images, mixture, prompts, tokens
+from rcmed_jax.data.augment import AugmentConfig
 from rcmed_jax.data.checks import DataError, Quarantine
-from rcmed_jax.data.records import Record
+from rcmed_jax.data.records import Record, Sample, Triplet
 
 Batch = dict[str, np.ndarray]
 
@@ -27,7 +28,15 @@ Batch = dict[str, np.ndarray]
 class DataConfig:
   """What to read and what to make of it."""
 
-  index: str = ""  # image2label_<split>.json
+  # image2label_<split>.json, or a built data set: its folder, FOLDER:SPLIT.
+  index: str = ""
+  # Instead of an index, several with their shares of the rows:
+  # (("data/ct:train", 2.0), ("data/skin.json", 1.0))
+  mixture: tuple[tuple[str, float], ...] = ()
+  # 1: records as they lie. Above, rare tasks come more often than they are: a
+  # task of n records has a share in proportion to n^(1/temperature).
+  temperature: float = 1.0
+  augment: AugmentConfig = AugmentConfig()
   descriptions: str = ""  # JSON {image: text}; "" for none
   tokenizer: str = ""  # SentencePiece model; "" trains one on the index
   vocabulary: int = 1024  # pieces of a tokenizer that is trained
@@ -65,6 +74,19 @@ class DataConfig:
     for name in ("max_targets", "mask_size", "vocabulary"):
       if getattr(self, name) < 1:
         raise ValueError(f"data.{name}={getattr(self, name)} must be positive.")
+    if self.index and self.mixture:
+      raise ValueError(
+        f"data.index={self.index!r} and data.mixture are both set; name all "
+        "sets in data.mixture and leave data.index empty."
+      )
+    if not all(weight > 0 for _, weight in self.mixture):
+      raise ValueError(
+        f"data.mixture={self.mixture} has a weight that is not positive."
+      )
+    if self.temperature < 1:
+      raise ValueError(
+        f"data.temperature={self.temperature} must be 1 or more."
+      )
     if min(self.prompt_weights) < 0 or not sum(self.prompt_weights):
       raise ValueError(
         f"data.prompt_weights={self.prompt_weights} must be three weights, "
@@ -92,13 +114,14 @@ class _Row:
   targets: tuple[tuple[int, str], ...]  # (which [SEG] of the row, class)
   claimed: bool  # the targets are not there: their masks are empty
   noise: int | None  # seed of a noise image; None: the record's own image
+  change: augment.Change | None = None  # what is done to image and masks
 
 
 class Pipeline:
   """An endless, resumable iterator of batches.
 
   Args:
-    items: the records, as `readers.read_index` gives them.
+    items: the samples: records of an index, shards, or a mixture of both.
     tokenizer: of the model.
     config: see `DataConfig`.
     image_size: side of the model's frame.
@@ -112,7 +135,7 @@ class Pipeline:
 
   def __init__(
     self,
-    items: Sequence[Record],
+    items: Sequence[Sample],
     tokenizer: tokens.Tokenizer,
     config: DataConfig,
     *,
@@ -127,24 +150,24 @@ class Pipeline:
         f"train.batch_size={batch_size} does not divide by the {processes} "
         "processes; choose one that does."
       )
-    shortest = tokenizer.encode_prompt(prompts.conversation("?"))
-    tokens.fit(len(shortest), config.lengths)  # fails before the first step
+    # What stands where there is nothing to learn.
+    self._blank_T = tokenizer.encode_prompt(prompts.conversation("?"))
+    tokens.fit(len(self._blank_T), config.lengths)  # fails before any step
     self._items = items
     self._tokenizer = tokenizer
     self._config = config
     self._image_size = image_size
     self._quarantine = quarantine
-    self._siblings = readers.class_table(items)
+    self._siblings = mixture.class_table(items)
     share = batch_size // processes
     self._share = slice(process * share, (process + 1) * share)
-    self._decoded = (
-      functools.cache(self._decode) if config.cache else self._decode
-    )
+    self._loaded, self._decoded = self._load_sample, self._decode
+    if config.cache and config.augment.on:
+      self._loaded = functools.cache(self._load_sample)
+    elif config.cache:
+      self._decoded = functools.cache(self._decode)
     dataset = (
-      grain.MapDataset.range(len(items))
-      .seed(config.seed)
-      .shuffle()
-      .repeat()
+      mixture.order(items, config.seed, config.temperature)
       .random_map(self._write)
       .batch(batch_size, batch_fn=self._collate)
       .map(self._load)
@@ -170,7 +193,12 @@ class Pipeline:
 
   def _write(self, index: int, rng: np.random.Generator) -> _Row:
     """The text stage of one row."""
-    record, config = self._items[index], self._config
+    config = self._config
+    try:
+      record = self._items[index]
+    except DataError as error:
+      self._quarantine.add(error)
+      return self._nothing(self._blank_T)
     siblings = self._siblings[record.dataset, record.modality]
     noisy = bool(siblings) and rng.random() < config.noise_share
     present = () if noisy else record.classes
@@ -199,16 +227,26 @@ class Pipeline:
       tokens_T, labels_T = self._encode(record, asked, None, claimed)
     if len(tokens_T) > longest:
       self._too_long(record, "classes", len(tokens_T), "teaches nothing")
-      blank_T = np.full(longest, tokens.IGNORE_LABEL, np.int32)
-      return _Row(-1, tokens_T[:longest], blank_T, (), False, None)
+      return self._nothing(tokens_T[:longest])
     named = tuple(enumerate(asked.absent if claimed else asked.present))
     kept = rng.permutation(len(named))[: self._config.trained_masks]
     targets = tuple(named[int(k)] for k in sorted(kept))
-    return _Row(index, tokens_T, labels_T, targets, claimed, noise)
+    change = None
+    if config.augment.on and not noisy:
+      words = [*asked.present, *asked.absent, description or ""]
+      change = augment.draw(
+        rng, config.augment, record.modality, ". ".join(words)
+      )
+    return _Row(index, tokens_T, labels_T, targets, claimed, noise, change)
+
+  def _nothing(self, tokens_T: np.ndarray) -> _Row:
+    """A row of text from which nothing is learned."""
+    labels_T = np.full(len(tokens_T), tokens.IGNORE_LABEL, np.int32)
+    return _Row(-1, tokens_T, labels_T, (), False, None)
 
   def _encode(
     self,
-    record: Record,
+    record: Sample,
     asked: prompts.Asked,
     description: str | None,
     claimed: bool,
@@ -229,11 +267,11 @@ class Pipeline:
     return tokens_T, labels_T
 
   def _too_long(
-    self, record: Record, what: str, length: int, outcome: str
+    self, record: Sample, what: str, length: int, outcome: str
   ) -> None:
     self._quarantine.add(
       DataError(
-        record.image,
+        record.image if isinstance(record, Record) else record.id,
         what,
         f"the text has {length} tokens and at most "
         f"{max(self._config.lengths)} fit, so its row {outcome}",
@@ -273,7 +311,7 @@ class Pipeline:
       arrays["pixels_BIJC"][b] = images.noise(rng, self._image_size)
     else:
       try:
-        pixels_IJC, extent_2, masks = self._decoded(row.record)
+        pixels_IJC, extent_2, masks = self._decoded(row.record, row.change)
       except DataError as error:
         self._quarantine.add(error)
         arrays["labels_BT"][b] = tokens.IGNORE_LABEL
@@ -293,16 +331,22 @@ class Pipeline:
         arrays["masks_BGIJ"][b, g] = masks[name]
 
   def _decode(
-    self, index: int
+    self, index: int, change: augment.Change | None
   ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Pixels, extent and masks by class, in the model's frame."""
-    triplet = self._items[index].load(self._quarantine.add)
-    pixels_IJC, extent_2 = images.prepare(triplet.image_IJC, self._image_size)
+    triplet = self._loaded(index)
+    image_IJC, masks_GIJ = triplet.image_IJC, triplet.masks_GIJ
+    if change is not None:
+      image_IJC, masks_GIJ = augment.apply(change, image_IJC, masks_GIJ)
+    pixels_IJC, extent_2 = images.prepare(image_IJC, self._image_size)
     masks = {
       name: images.prepare_mask(mask_IJ, self._config.mask_size)
-      for name, mask_IJ in zip(triplet.classes, triplet.masks_GIJ, strict=True)
+      for name, mask_IJ in zip(triplet.classes, masks_GIJ, strict=True)
     }
     return pixels_IJC, extent_2, masks
+
+  def _load_sample(self, index: int) -> Triplet:
+    return self._items[index].load(self._quarantine.add)
 
 
 def batch_shapes(
@@ -329,7 +373,7 @@ def batch_shapes(
   }
 
 
-def corpus(items: Sequence[Record]) -> Iterator[str]:
+def corpus(items: Sequence[Sample]) -> Iterator[str]:
   """Text to train a tokenizer on: every template, name and description."""
   names: dict[str, set[str]] = {}
   for record in items:

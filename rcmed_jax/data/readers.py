@@ -15,7 +15,7 @@ from typing import Any
 
 from rcmed_jax.data import json_stream, tokens
 from rcmed_jax.data.checks import DataError, Quarantine
-from rcmed_jax.data.records import Record
+from rcmed_jax.data.records import Record, Sample
 
 # The word of a file name -> what it is called in questions and answers. The
 # release asks whether the word *contains* "ct" or "mr", which turns "oct" into
@@ -138,7 +138,7 @@ def iter_index(
 
 
 def class_table(
-  records: Sequence[Record],
+  records: Sequence[Sample],
 ) -> dict[tuple[str, str], tuple[str, ...]]:
   """(dataset, modality) -> its classes, sorted.
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rcmed_jax.data import readers, records
-from rcmed_jax.data.records import Record
+from rcmed_jax.data import mixture, records
+from rcmed_jax.data.records import Sample
 from rcmed_jax.eval import metrics, outputs, overlays, summary
 from rcmed_jax.eval.protocols import (
   Answer,
@@ -40,13 +40,13 @@ class _Claim:
 
 
 def evaluate(
-  index: Sequence[Record],
+  index: Sequence[Sample],
   ask_many: Callable[[Sequence[Request]], Sequence[Answer]],
   config: EvalConfig,
   out_dir: str | Path,
   *,
   split: str = "test",
-  progress: Callable[[Sequence[Record]], Iterable[Record]] = iter,
+  progress: Callable[[Sequence[Sample]], Iterable[Sample]] = iter,
 ) -> Summary:
   """Returns the summary of a split, after writing its files to `out_dir`.
 
@@ -90,14 +90,14 @@ def evaluate(
 
 
 def _stream(
-  index: Sequence[Record],
-  evaluated: Sequence[Record],
+  index: Sequence[Sample],
+  evaluated: Sequence[Sample],
   config: EvalConfig,
   tally: Tally,
-  progress: Callable[[Sequence[Record]], Iterable[Record]],
+  progress: Callable[[Sequence[Sample]], Iterable[Sample]],
 ) -> Iterator[Ask]:
   """Yields all requests, loading one record at a time."""
-  siblings = readers.class_table(index)
+  siblings = mixture.class_table(index)
   vocabulary = sorted({name for names in siblings.values() for name in names})
   controlled = draw(evaluated, config.control_limit, config.seed)
   for record in progress(evaluated):
@@ -124,9 +124,9 @@ def _batches(stream: Iterator[Ask], size: int) -> Iterator[list[Ask]]:
     yield batch
 
 
-def _examples(evaluated: Sequence[Record], number: int, seed: int) -> set[str]:
+def _examples(evaluated: Sequence[Sample], number: int, seed: int) -> set[str]:
   """Returns the ids of `number` records of each modality, drawn by seed."""
-  groups: dict[str, list[Record]] = {}
+  groups: dict[str, list[Sample]] = {}
   for record in evaluated:
     groups.setdefault(record.modality, []).append(record)
   if not number:

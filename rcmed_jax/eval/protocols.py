@@ -25,7 +25,7 @@ from typing import Protocol
 import numpy as np
 
 from rcmed_jax.data import prompts
-from rcmed_jax.data.records import Record, Triplet
+from rcmed_jax.data.records import Sample, Triplet
 
 PROTOCOLS = ("named", "open", "absent")
 CONTROLS = ("wrong_name", "noise", "shuffled_text")
@@ -122,12 +122,12 @@ class Ask:
 
   kind: str  # one of PROTOCOLS or CONTROLS
   request: Request
-  record: Record
+  record: Sample
   triplet: Triplet
   target: str = ""  # absent: the class asked; wrong_name: the one scored
 
 
-def draw(records: Sequence[Record], number: int, seed: int) -> set[str]:
+def draw(records: Sequence[Sample], number: int, seed: int) -> set[str]:
   """Returns the ids of `number` records drawn by seed; of all where 0."""
   ids = [record.id for record in records]
   if not 0 < number < len(ids):
@@ -136,7 +136,7 @@ def draw(records: Sequence[Record], number: int, seed: int) -> set[str]:
 
 
 def asks(
-  record: Record,
+  record: Sample,
   triplet: Triplet,
   config: EvalConfig,
   *,
@@ -180,7 +180,7 @@ def asks(
 
 def _controls(
   named: Request,
-  record: Record,
+  record: Sample,
   triplet: Triplet,
   config: EvalConfig,
   wrong: Sequence[str],
@@ -213,7 +213,7 @@ def _question(
 
 
 def _random(
-  config: EvalConfig, purpose: str, record: Record
+  config: EvalConfig, purpose: str, record: Sample
 ) -> np.random.Generator:
   return np.random.default_rng(_digest(config.seed, purpose, record.id))
 
