@@ -387,7 +387,7 @@ def _paint(
   modality: str,
   options: sources.Options,
   inverted: bool,
-) -> Any:
+) -> volumes.Paint:
   """See `volumes.Volume`."""
   if stored.ndim == 4:
     return lambda values_IJC, classes: values_IJC

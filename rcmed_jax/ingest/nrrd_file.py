@@ -85,6 +85,7 @@ def read(path: pathlib.Path, field: str) -> pairs.Stored:
     AttributeError,
     OverflowError,
     MemoryError,
+    StopIteration,
     zlib.error,
   )
   try:

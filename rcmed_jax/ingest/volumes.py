@@ -28,6 +28,9 @@ MAX_RATIO = 1032
 # Label value -> class; a class may have several, and classes may share one.
 Classes = tuple[tuple[str, tuple[int, ...] | None], ...]  # None: all but 0
 
+# Values of a slice and its classes -> uint8[I, J, 3].
+Paint = Callable[[np.ndarray, Sequence[str]], np.ndarray]
+
 _MR = readers.MODALITIES["mr"]
 
 _COUNTABLE = 65536  # values that are counted instead of sorted
@@ -88,8 +91,8 @@ class Volume:
   group: str
   # Slice and classes -> what is said of them.
   describe: Callable[[int, Sequence[str]], str | None] | None = None
-  # Values -> uint8[I, J, 3]; None: by their modality, see `windows.scale`.
-  paint: Callable[[np.ndarray, Sequence[str]], np.ndarray] | None = None
+  # None: colours as they are, grey values by their modality.
+  paint: Paint | None = None
   letter: str = ""  # of slices in ids; "": the axis's
 
 
@@ -237,12 +240,7 @@ def triplets(
   _check_pictures(volume, options)
   depth = volume.view.shape[0]
   spacing = volume.view.spacing_mm
-  paint = volume.paint or windows.scale(
-    volume.voxels,
-    volume.view,
-    hounsfield=volume.modality == readers.MODALITIES["ct"],
-    window=options.window,
-  )
+  paint = volume.paint or _paint(volume, options)
   letter = volume.letter or options.axis[0]
   empty = 0
   for z in range(depth):
@@ -346,6 +344,22 @@ def check_bytes(path: object, field: str, needed: int, packed: int) -> None:
       f"its header announces {needed} bytes, which {packed} cannot hold",
       "The file breaks off or is damaged: get it again",
     )
+
+
+def _paint(volume: Volume, options: sources.Options) -> Paint:
+  if len(volume.voxels.shape) == 3:
+    return windows.scale(
+      volume.voxels,
+      volume.view,
+      hounsfield=volume.modality == readers.MODALITIES["ct"],
+      window=options.window,
+    )
+  kind = volume.view.picture(volume.voxels, 0).dtype
+  if kind != np.uint8:
+    raise DataError(
+      volume.path, "image", f"its colours are {kind}", "Save them as uint8"
+    )
+  return lambda values_IJC, classes: values_IJC
 
 
 def _check_pictures(volume: Volume, options: sources.Options) -> None:
