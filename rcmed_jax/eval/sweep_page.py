@@ -1,0 +1,142 @@
+"""The page of a sweep: drawings and tables, in the frame of the report."""
+
+import html
+import importlib.resources
+import string
+
+from rcmed_jax.eval import report, sweep_plot, sweep_text, tables
+from rcmed_jax.eval.sweep_scores import SCORES, Estimate
+from rcmed_jax.eval.sweep_text import TITLES, Results
+
+_KEY = (
+  "Large dot: mean over seeds. Small dots: single runs. Thin line: 95% over "
+  "seeds. Thick bar: 95% over images."
+)
+
+
+def page(results: Results) -> str:
+  """The text of one HTML file that needs nothing else."""
+  told, undone = results.told, results.undone
+  sections = {
+    "Scores": _scores(results),
+    "Differences": _differences(results),
+    "Failed and missing": tables.plain(
+      ["Run", "State", "Last line"],
+      [(run.name, run.state, run.error) for run in undone],
+    )
+    if undone
+    else "",
+    "How to read this": "".join(
+      f'<p class="lead">{html.escape(text)}</p>'
+      for text in sweep_text.caution(results.seeds)
+    ),
+    "Cells": tables.plain(
+      ["Cell", "Sets"],
+      [
+        (cell, sweep_text.overrides(one))
+        for cell, one in told.overrides.items()
+      ],
+    ),
+    "Sweep": tables.plain(
+      ["Setting", "Value"], [(k, str(v)) for k, v in told.facts.items()]
+    )
+    if told.facts
+    else "",
+  }
+  sections = {name: body for name, body in sections.items() if body}
+  frame = importlib.resources.files("rcmed_jax.eval").joinpath(report.FRAME)
+  return string.Template(frame.read_text(encoding="utf-8")).substitute(
+    title=html.escape(told.title),
+    subtitle=html.escape(sweep_text.subtitle(results)),
+    links="".join(
+      f'<a href="#{_anchor(name)}">{name}</a>' for name in sections
+    ),
+    sections="".join(
+      f'<section id="{_anchor(name)}"><h2>{name}</h2>{body}</section>'
+      for name, body in sections.items()
+    ),
+    footer="Every run is an ordinary run with a report of its own, in "
+    "CELL/seedN/report.",
+  )
+
+
+def _scores(results: Results) -> str:
+  found = results.found
+  if not found.cells:
+    return '<p class="lead">No run is finished.</p>'
+  figures = "".join(
+    sweep_plot.rows(
+      sweep_text.title(name),
+      {c: one[name] for c, one in found.cells.items() if name in one},
+    )
+    for name in SCORES
+  )
+  rows = [
+    (
+      cell,
+      TITLES[name],
+      estimate.mean,
+      tables.interval(estimate.seeds_low, estimate.seeds_high),
+      tables.interval(estimate.images_low, estimate.images_high),
+      results.finished(cell),
+      sweep_text.speed(results.seconds.get(cell)) if name == "dice" else "",
+    )
+    for name in SCORES
+    for cell, one in found.cells.items()
+    if (estimate := one.get(name))
+  ]
+  heads = ["Cell", "Score", "Mean", "95% over seeds", "95% over images"]
+  return (
+    f'<p class="lead">{_KEY}</p><div class="charts">{figures}</div>'
+    + tables.plain([*heads, "Seeds", "s/step"], rows)
+  )
+
+
+def _differences(results: Results) -> str:
+  found, told = results.found, results.told
+  if not found.differences:
+    return ""
+  figures = "".join(
+    sweep_plot.rows(
+      f"{TITLES[name]}: difference to {told.baseline}",
+      {c: one[name] for c, one in found.differences.items() if name in one},
+      zero=True,
+    )
+    for name in SCORES
+  )
+  rows = [
+    (
+      cell,
+      TITLES[name],
+      one[name].mean,
+      tables.interval(one[name].seeds_low, one[name].seeds_high),
+      tables.interval(one[name].images_low, one[name].images_high),
+      _verdict(one[name]),
+    )
+    for name in SCORES
+    for cell, one in found.differences.items()
+    if name in one
+  ]
+  heads = ["Cell", "Score", "Difference", "95% over seeds", "95% over images"]
+  return (
+    f'<p class="lead">To {html.escape(told.baseline)}, paired by seed and '
+    f'image; the line marks 0.</p><div class="charts">{figures}</div>'
+    + tables.plain([*heads, "0 excluded"], rows)
+  )
+
+
+def _verdict(one: Estimate) -> str:
+  """Which of the intervals exclude 0."""
+  seeds = (
+    one.seeds_low is not None
+    and one.seeds_high is not None
+    and (one.seeds_low > 0 or one.seeds_high < 0)
+  )
+  images = one.images_low > 0 or one.images_high < 0
+  if seeds and images:
+    return "by both"
+  return "by seeds alone" if seeds else "by images alone" if images else "no"
+
+
+def _anchor(heading: str) -> str:
+  return heading.lower().replace(" ", "-")
