@@ -3,10 +3,16 @@
 import argparse
 from collections.abc import Sequence
 
-from rcmed_jax.apps import data_build, data_check, data_describe, data_phantom
+from rcmed_jax.apps import (
+  data_build,
+  data_check,
+  data_describe,
+  data_phantom,
+  data_show,
+)
 
 # Each module adds its own commands.
-PARTS = (data_check, data_phantom, data_build, data_describe)
+PARTS = (data_phantom, data_check, data_show, data_describe, data_build)
 
 
 def main(argv: Sequence[str]) -> int:

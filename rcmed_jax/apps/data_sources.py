@@ -11,7 +11,7 @@ import re
 import secrets
 
 from rcmed_jax.data.checks import DataError
-from rcmed_jax.ingest import formats, sources
+from rcmed_jax.ingest import built, formats, sources
 
 # Of sources that are given without one.
 SPLIT = "train"
@@ -61,6 +61,7 @@ def open_all(
 ) -> list[tuple[str, pathlib.Path, sources.Source]]:
   """(split, path, source) of every source, in the order given.
 
+  A built data set is as many sources as it has splits, and names them itself.
   Pseudonyms are made with the key in `--pseudonym-key`, or with a fresh random
   one, which makes others in each run.
 
@@ -68,10 +69,17 @@ def open_all(
     DataError: a source is missing or in no known format.
   """
   options = _options(args)
-  return [
-    (split, path, formats.open_source(path, options, args.format))
-    for split, path in _paths(args.sources)
-  ]
+  found = []
+  for split, path in _paths(args.sources):
+    if built.matches(path):
+      found += [
+        (own, path, built.open_source(path, options, own))
+        for own in built.splits(path)
+      ]
+    else:
+      source = formats.open_source(path, options, args.format)
+      found.append((split, path, source))
+  return found
 
 
 def _add_volume_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,7 @@ FORMATS = {
   "nrrd": "nrrd_file",
   "challenge": "challenge",
   "dicom": "dicom",
+  "built": "built",
 }
 
 # What a path of each looks like, for those whose path looks like none.
@@ -35,6 +36,7 @@ LOOKS = {
   "nrrd": "a folder of NRRD images and labels",
   "challenge": "npz files with imgs and gts, or their folder",
   "dicom": "a folder of DICOM files",
+  "built": "what rcmed data build wrote",
 }
 
 # Kinds of files named in the message about an unknown folder.
