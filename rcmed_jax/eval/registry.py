@@ -62,7 +62,7 @@ class Registry:
     more, more_names, lines = _collect(task_table.tasks(text, path))
     for place in sorted((infos.keys() - more.keys()) & more_names.keys()):
       raise lines[place].fault(
-        "synonyms",
+        "names",
         f"{place.name!r} is itself a task in {place.modality}, "
         f"{infos[place].name!r}",
         f"Take it out, or give a line of the class {infos[place].name!r}, "
@@ -138,6 +138,7 @@ def _collect(
       ("class", (info.name,)),
       ("synonyms", info.synonyms),
       ("abbreviations", info.abbreviations),
+      ("related", info.related),
     ):
       for word in words:
         place = Task(info.modality, wordforms.key(word))
@@ -175,6 +176,7 @@ def _joined(
       info,
       synonyms=_without(info, info.synonyms, more_names),
       abbreviations=_without(info, info.abbreviations, more_names),
+      related=_without(info, info.related, more_names),
     )
     for info in kept.values()
   }

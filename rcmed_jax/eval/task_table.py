@@ -9,6 +9,8 @@ are left out, and only `class` and `modalities` must be filled in:
   modalities        words of file names, or in full: ct;mr
   synonyms          other names; of a pair they get its side as well
   abbreviations     "GB"; of a pair, L and R are put before them
+  related           narrower, wider or Latin names under which class lists have
+                    it: understood, but no words for it in a question
   region, kind      of the body; one of `KINDS`
   cancer            its type, where the target is a cancer of one type
   tolerance_mm      for the normalised surface distance; empty: the default
@@ -52,9 +54,9 @@ KINDS = (
 )
 SIDES = ("", "pair", "whole+pair")
 COLUMNS = (
-  *("class", "sides", "modalities", "synonyms", "abbreviations", "region"),
-  *("kind", "cancer", "tolerance_mm", "tolerance_source", "window"),
-  *("instances", "sources"),
+  *("class", "sides", "modalities", "synonyms", "abbreviations", "related"),
+  *("region", "kind", "cancer", "tolerance_mm", "tolerance_source"),
+  *("window", "instances", "sources"),
 )
 NEEDED = ("class", "modalities")
 
@@ -210,10 +212,9 @@ def _line_tasks(line: Line) -> Iterator[TaskInfo]:
       yield TaskInfo(
         modality=modality,
         name=name,
-        synonyms=tuple(
-          f"{side} {word}".strip() for word in line.listed("synonyms")
-        ),
+        synonyms=_with_side(line, "synonyms", side),
         abbreviations=_abbreviations(line, side),
+        related=_with_side(line, "related", side),
         region=fields["region"],
         kind=fields["kind"],
         cancer=fields["cancer"],
@@ -229,6 +230,10 @@ def _sides(sides: str) -> tuple[str, ...]:
   if not sides:
     return ("",)
   return (*(("",) if sides.startswith("whole") else ()), *wordforms.SIDES)
+
+
+def _with_side(line: Line, field: str, side: str) -> tuple[str, ...]:
+  return tuple(f"{side} {word}".strip() for word in line.listed(field))
 
 
 def _abbreviations(line: Line, side: str) -> tuple[str, ...]:

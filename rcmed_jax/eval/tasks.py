@@ -30,6 +30,8 @@ class TaskInfo:
   known: bool = True  # False: of no file, all below is a default
   synonyms: tuple[str, ...] = ()
   abbreviations: tuple[str, ...] = ()
+  # Narrower, wider or Latin: understood as this task, but no words for it.
+  related: tuple[str, ...] = ()
   region: str = ""  # of the body
   kind: str = ""  # one of `task_table.KINDS`
   cancer: str = ""  # its type; "": none, or not told
@@ -45,6 +47,11 @@ class TaskInfo:
   @property
   def task(self) -> Task:
     return Task(self.modality, self.name)
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """All names by which it is known."""
+    return (self.name, *self.synonyms, *self.abbreviations, *self.related)
 
 
 def collect(records: Iterable[Sample]) -> tuple[Task, ...]:

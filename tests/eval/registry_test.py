@@ -184,7 +184,7 @@ def test_every_line_has_what_it_needs(registry):
 
 def test_every_name_leads_back_to_its_task(registry):
   for info in registry.infos:
-    for name in (info.name, *info.synonyms, *info.abbreviations):
+    for name in info.names:
       for form in (name, name.upper(), name.replace(" ", "_")):
         assert registry.task(info.modality, form) is info, form
 
@@ -277,7 +277,7 @@ HEAD = "class,modalities,sides,tolerance_mm,kind,instances,synonyms"
     ((HEAD, "a,ct,,,,,...;"), "line 2: synonyms: '...' holds no word"),
     (
       (HEAD, "organ 7,ct,,,,,liver"),
-      "line 2: synonyms: 'liver' is itself a task.*Take it out",
+      "line 2: names: 'liver' is itself a task.*Take it out",
     ),
   ],
 )
