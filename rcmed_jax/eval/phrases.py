@@ -179,7 +179,9 @@ def reworded(question: str, name: str, phrase: str) -> str:
 
 def _numbers(name: str, info: TaskInfo) -> Iterator[str]:
   """Yields the name in the other number, of what there can be several."""
-  if describe.verb(name) == "are":
+  # Canonical names are singular, whatever they end with: iliopsoas.
+  canonical = info.known and name.lower() == info.name.lower()
+  if describe.verb(name) == "are" and not canonical:
     yield wordforms.singular(name)
     return
   head = wordforms.singular(name.split(" of ")[0].split()[-1].lower())

@@ -85,7 +85,8 @@ def test_kinds_by_hand(registry):
   assert "abbreviation" not in tumor  # HCC is one of several liver tumours
   nuclei = _kinds(made.variants("pathology", "nuclei", "a"))
   assert nuclei["number"] == "nucleus"
-  assert "number" not in _kinds(made.variants(CT, "spleen", "a"))
+  for name in ("spleen", "pancreas", "left iliopsoas"):
+    assert "number" not in _kinds(made.variants(CT, name, "a"))
   assert "typo" not in _kinds(made.variants(CT, "rib", "a"))
 
 
