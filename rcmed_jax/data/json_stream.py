@@ -77,6 +77,7 @@ def elements(
     for event, name in events:
       if event == "end_map":
         return
+      events.place = f"within {name!r}"
       event, value = next(events)
       if name != key:
         _value(event, value, events, None)

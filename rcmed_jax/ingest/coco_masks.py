@@ -74,4 +74,4 @@ def _polygons(
       f"Polygons of COCO are drawn by pycocotools: {EXTRA}"
     ) from error
   runs = drawn.merge(drawn.frPyObjects(list(polygons), *shape))
-  return drawn.decode(runs).astype(bool)
+  return rle.decode(rle.runs_of(runs["counts"].decode("ascii")), shape)

@@ -99,7 +99,7 @@ def _near_pairs(
   values: np.ndarray, distance: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Places of pairs of different values; a pair may come several times."""
-  if not distance:
+  if not distance or len(values) < 2:
     return
   edges = np.linspace(0, HASH_BITS, distance + SHARED + 1).round().astype(int)
   bands = [
