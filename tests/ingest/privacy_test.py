@@ -199,7 +199,7 @@ def plant(folder):
   marks, _ = volume_files.turned(labels, affine, "SPL")
   datasets = dicom_files.series(voxels, turned)
   segmentation = dicom_files.segmentation(datasets, marks)
-  ring = np.array([[0.0, 0, -60], [9, 0, -60], [9, 9, -60]])
+  ring = np.array([[0.0, -12, -60], [9, -12, -60], [9, -21, -60]])
   regions = [("liver", [("CLOSED_PLANAR", ring)])]
   structures = dicom_files.structures(datasets, regions)
   for dataset in (datasets[0], segmentation, structures):
