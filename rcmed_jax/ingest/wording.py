@@ -181,7 +181,7 @@ def _any_of(names: tuple[str, ...]) -> re.Pattern[str]:
 
 def _forms(name: str) -> str:
   """A pattern of the name in either number, however its words are joined."""
-  *head, last = re.findall(r"\w+|[^\w\s_-]+", name.lower()) or [name]
+  *head, last = re.findall(r"[^\W_]+|[^\w\s-]+", name.lower()) or [name]
   forms = {last, f"{last}s", f"{last}es"}
   for end, other in _ENDINGS:
     if last.endswith(end) and len(last) > len(end) + 2:

@@ -167,7 +167,11 @@ def test_unfit_masks_are_refused():
 
 @pytest.mark.parametrize(
   ("name", "verb"),
-  [("lungs", "are"), ("nuclei", "are"), ("mass", "is"), ("uterus", "is")],
+  [
+    *(("lungs", "are"), ("nuclei", "are"), ("mass", "is"), ("uterus", "is")),
+    *(("pancreas", "is"), ("optic lens", "is"), ("metastasis", "is")),
+    *(("vertebrae", "are"), ("basal ganglia", "are"), ("teeth", "are")),
+  ],
 )
 def test_verb_agrees(name, verb):
   square = box(10, 30, 10, 30)
