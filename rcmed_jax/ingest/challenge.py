@@ -19,9 +19,12 @@ columns to slices is read off public entries to the challenge.
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import random
+import struct
+import tokenize
 from typing import Any
 import zipfile
 import zlib
@@ -55,7 +58,11 @@ _DAMAGED = (
   NotImplementedError,
   OverflowError,
   MemoryError,
-  SyntaxError,  # numpy evaluates an array's header
+  IndexError,
+  struct.error,
+  # numpy reads an array's header as Python.
+  SyntaxError,
+  tokenize.TokenError,
   RuntimeError,  # zipfile's, of encrypted members
 )
 
@@ -270,7 +277,7 @@ def _member(path: pathlib.Path, name: str) -> np.ndarray | None:
       raise DataError(
         path, name, "it holds Python objects", "Save plain arrays of numbers"
       )
-    needed = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    needed = math.prod(shape) * dtype.itemsize
     volumes.check_bytes(path, name, needed, info.compress_size + 1)
     with archive.open(info) as file:
       return np.lib.format.read_array(file, allow_pickle=False)

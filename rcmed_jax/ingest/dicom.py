@@ -11,6 +11,7 @@ What identifies a patient stays in the files: see `privacy`.
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import math
 import os
 import pathlib
 from typing import Any
@@ -405,7 +406,7 @@ def _paint(
 
 
 def _check_total(where: str, shape: Sequence[int], dtype: np.dtype) -> None:
-  needed = int(np.prod(shape)) * dtype.itemsize
+  needed = math.prod(shape) * dtype.itemsize
   if needed > volumes.MAX_BYTES:
     raise DataError(
       where,

@@ -7,6 +7,7 @@ part of a reference is a wrong one.
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import math
 from typing import Protocol
 
 import numpy as np
@@ -54,7 +55,7 @@ def combine(
   names = tuple(dict.fromkeys(n for reader in readers for n in reader.names))
   shape = _shape(stack)
   bits = next((b for b in (8, 16, 32, 64) if b >= len(names)), 0)
-  if not bits or int(np.prod(shape)) * bits // 8 > volumes.MAX_BYTES:
+  if not bits or math.prod(shape) * bits // 8 > volumes.MAX_BYTES:
     raise DataError(
       where,
       "mask",

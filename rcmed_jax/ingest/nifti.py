@@ -3,6 +3,9 @@
 See `pairs` for the layouts of folders, `volumes` for what becomes of slices.
 """
 
+from collections.abc import Iterator
+import contextlib
+import math
 import pathlib
 import types
 from typing import Any
@@ -17,6 +20,10 @@ SUFFIXES = (".nii.gz", ".nii", ".hdr")
 
 # NIfTI's units -> millimetres. Unknown ones are taken for those.
 _MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+
+# nibabel's level of faults that change what a header says, such as the code of
+# an orientation; below it are those that change nothing.
+_DAMAGED = 30
 
 
 def matches(path: pathlib.Path) -> bool:
@@ -56,7 +63,8 @@ def read(path: pathlib.Path, field: str) -> pairs.Stored:
     zlib.error,
   )
   try:
-    return _read(nibabel, path, field)
+    with _strict(nibabel):
+      return _read(nibabel, path, field)
   except DataError:
     raise
   except damaged as error:
@@ -78,6 +86,22 @@ def _nibabel() -> types.ModuleType:
   return nibabel
 
 
+@contextlib.contextmanager
+def _strict(nibabel: types.ModuleType) -> Iterator[None]:
+  """While it lasts, nibabel mends no header and says so in no log.
+
+  What it puts in the place of a damaged code may be another orientation.
+  """
+  logger = nibabel.imageglobals.logger
+  before = logger.disabled
+  logger.disabled = True
+  try:
+    with nibabel.imageglobals.ErrorLevel(_DAMAGED):
+      yield
+  finally:
+    logger.disabled = before
+
+
 def _read(
   nibabel: types.ModuleType, path: pathlib.Path, field: str
 ) -> pairs.Stored:
@@ -88,7 +112,7 @@ def _read(
     raise DataError(path, field, "this is no NIfTI file", "Save it as .nii.gz")
   shape = _shape(path, field, image.shape)
   stored = image.get_data_dtype()
-  _check_size(path, field, image, int(np.prod(shape)) * stored.itemsize)
+  _check_size(path, field, image, math.prod(shape) * stored.itemsize)
   affine = np.array(image.affine, np.float64)
   units = getattr(image.header, "get_xyzt_units", lambda: ("mm",))()[0]
   affine[:3] *= _MM.get(units, 1.0)

@@ -6,6 +6,7 @@ announces: pynrrd would unpack all there is.
 """
 
 import bz2
+import math
 import pathlib
 import types
 from typing import Any
@@ -179,7 +180,7 @@ def _data(
     )
   order = ">" if str(header.get("endian", "little")).lower() == "big" else "<"
   dtype = np.dtype(kind).newbyteorder(order)
-  needed = int(np.prod(sizes, dtype=object)) * dtype.itemsize
+  needed = math.prod(sizes) * dtype.itemsize
   source, place = _data_file(path, field, header, place)
   packed = source.stat().st_size - place
   if encoding == "raw":

@@ -86,7 +86,7 @@ class Unit:
     targets = None
     if self.labels is not None:
       labels = self.read(self.labels, "labels")
-      if labels.voxels.ndim != 3:
+      if len(labels.voxels.shape) != 3:
         raise DataError(
           self.labels, "labels", "they are colours", "Give a label map"
         )

@@ -240,6 +240,34 @@ def test_slopes_and_units_count(tmp_path):
   np.testing.assert_allclose(stored.voxels[:, :, 3], whole[:, :, 3], atol=1e-3)
 
 
+def test_labels_may_have_a_slope(tmp_path):
+  image, labels, affine = volume_files.patient()
+  save(tmp_path / "image.nii", image, affine)
+  made = nibabel.Nifti1Image(labels * 2, affine)
+  made.header.set_slope_inter(0.5, 0)
+  nibabel.save(made, tmp_path / "label.nii")
+  stored = nibabel.load(tmp_path / "label.nii")
+  assert stored.dataobj.slope == 0.5
+  values = set(np.unique(stored.get_fdata()))
+  names = tuple((int(v), f"class {v:g}") for v in sorted(values) if v)
+  triplets, _ = read(tmp_path, label_names=names)
+  assert {n for t in triplets for n in t.classes} == {n for _, n in names}
+
+
+def test_a_header_that_would_have_to_be_mended_is_refused(tmp_path, capfd):
+  image, _, affine = volume_files.patient()
+  path = save(tmp_path / "a.nii", image, affine)
+  content = bytearray(path.read_bytes())
+  content[254] = 99  # sform_code: of no orientation that there is
+  path.write_bytes(content)
+  assert nibabel.load(path).shape == volume_files.SHAPE
+  capfd.readouterr()
+  with pytest.raises(DataError, match="sform_code"):
+    nifti.read(path, "image")
+  assert capfd.readouterr() == ("", "")
+  assert nibabel.load(path).shape == volume_files.SHAPE
+
+
 def test_colours_are_kept(tmp_path):
   rng = np.random.default_rng(0)
   colours = rng.integers(0, 256, (20, 24, 18, 3), np.uint8)
