@@ -68,7 +68,7 @@ def _take(
     pool.shutdown(wait=False)
   # Which batch did it cannot be known: each unit of the first is read alone,
   # the others are handed out again.
-  found = [_alone(unit, decode) for unit in batch]
+  found = _one_by_one(batch, decode)
   pool = _pool(processes)
   for index, (others, future) in enumerate(waiting):
     if not future.done() or future.exception():
@@ -88,12 +88,19 @@ def _submit(
     return future
 
 
-def _alone(unit: Unit, decode: bool) -> facts.UnitFacts:
-  with _pool(1) as pool:
+def _one_by_one(units: Sequence[Unit], decode: bool) -> list[facts.UnitFacts]:
+  """The facts of each; one that ends its process takes no other with it."""
+  found = []
+  pool = _pool(1)
+  for unit in units:
     try:
-      return pool.submit(facts.of_units, [unit], decode).result()[0]
+      found += pool.submit(facts.of_units, [unit], decode).result()
     except BrokenProcessPool:
-      return facts.broken(unit, "reading it ended the process")
+      found.append(facts.broken(unit, "reading it ended the process"))
+      pool.shutdown(wait=False)
+      pool = _pool(1)
+  pool.shutdown(wait=False)
+  return found
 
 
 def _pool(processes: int) -> concurrent.futures.ProcessPoolExecutor:
