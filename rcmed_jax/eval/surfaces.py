@@ -18,8 +18,8 @@ Metrics Reloaded and of MONAI's defaults:
 
 Empty masks. Both empty: NSD 1, HD95 0, there was nothing to get wrong. One
 empty: NSD 0, and HD95 the diagonal of the grid, the largest distance that it
-holds. MONAI returns NaN or infinity there, which a mean either drops, so that
-missing a target costs nothing, or cannot bear.
+holds. MONAI has NaN for both HD95 and for the first NSD; a mean leaves NaN out,
+so that missing a target altogether would cost nothing.
 
 Without a known spacing all lengths are pixels, and `SurfaceScore.unit` says so.
 
@@ -39,7 +39,7 @@ PERCENTILE = 95
 SLACK = 1e-9
 # Elements of the grid per surface element from which a tree of points is
 # faster than a distance transform; see benchmarks/results/surfaces.md.
-TREE_FROM = 4
+TREE_FROM = 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -165,7 +165,12 @@ def _distances(
 def _by_tree(
   from_PA: np.ndarray, to_PA: np.ndarray, spacing_A: np.ndarray
 ) -> np.ndarray:
-  tree = scipy.spatial.KDTree(to_PA * spacing_A)
+  # Split at the middle, without boxes drawn tight around their points, trees
+  # of surfaces build and search faster, a small shell within a large one, every
+  # point of it about as near, 9 times. Nothing else changes.
+  tree = scipy.spatial.KDTree(
+    to_PA * spacing_A, leafsize=32, balanced_tree=False, compact_nodes=False
+  )
   _, place_P = tree.query(from_PA * spacing_A)
   # From whole steps, as the transform does it, so that both agree to the bit.
   step_PA = (from_PA - to_PA[place_P]) * spacing_A
