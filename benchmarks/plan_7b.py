@@ -30,6 +30,7 @@ TENSOR = (
   "--config.mesh.data=32",
   "--config.mesh.fsdp=1",
   "--config.mesh.tensor=8",
+  "--config.eval.rows=8",
 )
 
 # Name -> (topology, step, further flags, GiB a chip that it may take).

@@ -14,7 +14,7 @@ import pytest
 from launch import local
 from rcmed_jax.data import phantoms
 
-pytestmark = pytest.mark.unproven
+pytestmark = pytest.mark.heavy
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 CONFIG = """
