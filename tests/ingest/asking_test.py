@@ -10,7 +10,7 @@ from rcmed_jax.data import describe as geometry
 from rcmed_jax.data import phantoms, pipeline, prompts, readers, tokens
 from rcmed_jax.data.checks import Quarantine
 from rcmed_jax.data.records import Triplet
-from rcmed_jax.ingest import asking, colours, formats, sources, vlm
+from rcmed_jax.ingest import asking, colours, index_file, sources, vlm
 from rcmed_jax.ingest.describe import Counts, Wish
 from rcmed_jax.ingest.endpoint import Server
 from rcmed_jax.ingest.replies import Replies
@@ -320,7 +320,7 @@ def test_survey_adds_up(tmp_path):
 def test_descriptions_of_phantoms_reach_the_model_without_colours(tmp_path):
   phantoms.write(tmp_path / "data", 9, size=SIDE)
   index = tmp_path / "data" / "image2label_train.json"
-  source = formats.open_source(index, sources.Options())
+  source = index_file.open_source(index, sources.Options())
   with vlm_server.serve() as running:
     bill, texts, wrong = ask(running, tmp_path, [source])
   assert bill.counts == Counts(asked=9) and not wrong

@@ -8,7 +8,7 @@ from rcmed_jax.data import describe as geometry
 from rcmed_jax.data import phantoms, readers
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.data.records import Triplet
-from rcmed_jax.ingest import describe
+from rcmed_jax.ingest import describe, index_file, sources
 from rcmed_jax.ingest.texts import Texts
 
 
@@ -89,10 +89,8 @@ def test_limit(tmp_path):
 
 
 def test_real_images_get_what_the_describer_says(tmp_path, shared):
-  from rcmed_jax.ingest import formats, sources
-
   index = shared / "data" / "real9" / "image2label_real9.json"
-  source = formats.open_source(index, sources.Options())
+  source = index_file.open_source(index, sources.Options())
   out = tmp_path / "descriptions.json"
   wrong = []
   counts = describe.built_in(
@@ -107,13 +105,11 @@ def test_real_images_get_what_the_describer_says(tmp_path, shared):
 
 
 def test_phantoms_get_their_own_descriptions_again(tmp_path):
-  from rcmed_jax.ingest import formats, sources
-
   phantoms.write(tmp_path / "data", 9, size=64)
   index = tmp_path / "data" / "image2label_train.json"
   out = tmp_path / "out.json"
   describe.built_in(
-    [formats.open_source(index, sources.Options())],
+    [index_file.open_source(index, sources.Options())],
     out,
     describe.Wish(),
     pytest.fail,
