@@ -1,0 +1,218 @@
+"""The masks of two runs side by side.
+
+Two runs compare on the same masks only: those of one record and one class,
+scored against the same reference. What one run has and the other lacks is
+never passed over: it is refused, or listed where that was asked for.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import math
+import os
+import pathlib
+
+from rcmed_jax.data.checks import DataError
+from rcmed_jax.eval.metrics import Counts
+from rcmed_jax.eval.tasks import Task
+
+# Where `rcmed evaluate` puts its files in a run's folder.
+FOLDERS = (".", "report")
+
+SHOWN = 3  # examples in an error
+# A line's Dice and that of its counts differ by rounding at most.
+ROUNDING = 1e-6
+
+Key = tuple[str, str]  # a record's id, a class
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scored:
+  """One mask of one run."""
+
+  modality: str
+  counts: Counts
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pair:
+  """One mask of both runs."""
+
+  record: str
+  task: Task
+  a: float  # Dice
+  b: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairing:
+  """What two runs have in common, and what not."""
+
+  pairs: tuple[Pair, ...]  # sorted by record and class
+  only_a: tuple[Key, ...]
+  only_b: tuple[Key, ...]
+
+
+def find(run: str | os.PathLike[str], split: str) -> pathlib.Path:
+  """Returns the path of a run's scores of a split.
+
+  Args:
+    run: the file itself, the folder that holds it, or that folder's parent.
+
+  Raises:
+    DataError: there is none; it names the splits that there are.
+  """
+  run = pathlib.Path(run)
+  if run.is_file():
+    return run
+  for folder in FOLDERS:
+    path = run / folder / f"metrics--{split}.jsonl"
+    if path.is_file():
+      return path
+  there = sorted(
+    path.stem.removeprefix("metrics--")
+    for folder in FOLDERS
+    for path in (run / folder).glob("metrics--*.jsonl")
+  )
+  raise DataError(
+    run,
+    f"metrics--{split}.jsonl",
+    "is not there" + (f"; splits that are: {', '.join(there)}" * bool(there)),
+    "Give --split with one of them" if there else "Run `rcmed evaluate` first",
+  )
+
+
+def read(path: str | os.PathLike[str]) -> dict[Key, Scored]:
+  """Returns the masks of a metrics--<split>.jsonl.
+
+  Raises:
+    DataError: the file is missing, holds no line, or a line is not of this
+      form, contradicts itself, or is of a mask that was there before.
+  """
+  try:
+    text = pathlib.Path(path).read_text(encoding="utf-8")
+  except (OSError, UnicodeDecodeError) as error:
+    raise DataError(
+      path, "scores", f"cannot be read: {error}", "Run `rcmed evaluate` again"
+    ) from error
+  scores: dict[Key, Scored] = {}
+  for number, line in enumerate(text.splitlines(), 1):
+    key, score = _mask(line, f"{path}, line {number}")
+    if key in scores:
+      raise DataError(
+        f"{path}, line {number}",
+        "record",
+        f"{_name(key)} comes twice",
+        "Evaluate again into an empty folder",
+      )
+    scores[key] = score
+  if not scores:
+    raise DataError(
+      path, "scores", "holds no mask", "Evaluate on an index with masks"
+    )
+  return scores
+
+
+def match(
+  a: Mapping[Key, Scored],
+  b: Mapping[Key, Scored],
+  names: tuple[str, str] = ("A", "B"),
+  *,
+  common: bool = False,
+) -> Pairing:
+  """Returns the masks of two runs in pairs.
+
+  Args:
+    names: of the runs, for errors.
+    common: compare what both have, and list the rest; otherwise masks that one
+      run lacks are refused.
+
+  Raises:
+    ValueError: a run lacks masks of the other; they have none in common; a
+      mask was scored against different references.
+  """
+  both = sorted(a.keys() & b.keys())
+  only_a, only_b = sorted(a.keys() - b.keys()), sorted(b.keys() - a.keys())
+  if not both:
+    raise ValueError(
+      f"{names[0]} has {len(a)} masks and {names[1]} {len(b)}, none of them "
+      f"the same; {names[0]} begins with {_name(only_a[0])}, {names[1]} with "
+      f"{_name(only_b[0])}. Evaluate both on one index."
+    )
+  if (only_a or only_b) and not common:
+    lacking = [
+      f"{names[place]} lacks {len(keys)} masks of {names[1 - place]}: "
+      f"{_listed(keys)}"
+      for place, keys in ((0, only_b), (1, only_a))
+      if keys
+    ]
+    raise ValueError(
+      f"{'; '.join(lacking)}. {len(both)} masks are in both. Evaluate both on "
+      "one index with the same limit and seed, or give --common to compare "
+      "what they share."
+    )
+  for what, differs in (
+    ("modality", lambda one, other: one.modality != other.modality),
+    ("reference", lambda one, other: one.counts.ref != other.counts.ref),
+  ):
+    keys = [key for key in both if differs(a[key], b[key])]
+    if keys:
+      raise ValueError(
+        f"{len(keys)} of {len(both)} masks have another {what} in {names[1]} "
+        f"than in {names[0]}: {_listed(keys)}. The data changed between the "
+        "runs; evaluate both on one index."
+      )
+  pairs = tuple(
+    Pair(
+      record=key[0],
+      task=Task(a[key].modality, key[1]),
+      a=a[key].counts.dice,
+      b=b[key].counts.dice,
+    )
+    for key in both
+  )
+  return Pairing(pairs, tuple(only_a), tuple(only_b))
+
+
+def _mask(line: str, place: str) -> tuple[Key, Scored]:
+  """Returns one line's mask; `place` names it in errors."""
+  remedy = "Evaluate again, or delete a last line that broke off"
+  try:
+    row = json.loads(line)
+    key = (row["record"], row["class"])
+    modality = row["modality"]
+    numbers = [row[name] for name in ("inter", "pred", "ref")]
+  except (json.JSONDecodeError, KeyError, TypeError) as error:
+    raise DataError(
+      place,
+      "line",
+      "expected a JSON object with record, class, modality, inter, pred and "
+      f"ref, received {line[:60]!r}",
+      remedy,
+    ) from error
+  for text in (*key, modality):
+    if not isinstance(text, str):
+      raise DataError(place, "line", f"expected a text, not {text!r}", remedy)
+  if any(type(number) is not int for number in numbers):
+    raise DataError(place, "inter", f"expected integers, not {numbers}", remedy)
+  inter, pred, ref = numbers
+  counts = Counts(inter, pred, ref)
+  if not 0 <= inter <= min(pred, ref):
+    raise DataError(
+      place, "inter", f"{inter} pixels of {pred} and {ref} are shared", remedy
+    )
+  told = row.get("dice", counts.dice)
+  if not math.isclose(told, counts.dice, rel_tol=0, abs_tol=ROUNDING):
+    raise DataError(
+      place, "dice", f"{told} is not that of its counts, {counts.dice}", remedy
+    )
+  return key, Scored(modality, counts)
+
+
+def _name(key: Key) -> str:
+  return f"{key[1]!r} of {key[0]}"
+
+
+def _listed(keys: Sequence[Key]) -> str:
+  more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+  return ", ".join(_name(key) for key in keys[:SHOWN]) + more

@@ -1,0 +1,140 @@
+import json
+
+import pytest
+
+from rcmed_jax.data.checks import DataError
+from rcmed_jax.eval import outputs, pairing, summary
+from rcmed_jax.eval.metrics import Counts, MaskScore
+from rcmed_jax.eval.overlays import Gallery
+from rcmed_jax.eval.pairing import Scored, match
+from rcmed_jax.eval.protocols import EvalConfig
+from rcmed_jax.eval.tasks import Task
+
+
+def _line(record="a", name="liver", inter=5, pred=10, ref=10, **more):
+  row = {"record": record, "class": name, "modality": "ct", "inter": inter}
+  return json.dumps({**row, "pred": pred, "ref": ref, **more})
+
+
+def _write(folder, *lines):
+  path = folder / "metrics--test.jsonl"
+  path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+  return path
+
+
+def _scored(ref=10, inter=5, modality="ct"):
+  return Scored(modality, Counts(inter, 10, ref))
+
+
+def test_lines_are_read_by_record_and_class(tmp_path):
+  path = _write(
+    tmp_path,
+    _line(dataset="toy", hd95_mm=None, dice=0.5),
+    _line("b", "left kidney", 3, 4, 6),
+  )
+  found = pairing.read(path)
+  assert found == {
+    ("a", "liver"): Scored("ct", Counts(5, 10, 10)),
+    ("b", "left kidney"): Scored("ct", Counts(3, 4, 6)),
+  }
+
+
+@pytest.mark.parametrize(
+  ("lines", "message"),
+  [
+    ((), "holds no mask"),
+    ((_line(), '{"record": "b", "cl'), "line 2: line: expected a JSON object"),
+    (('{"record": "a"}',), "line 1: line: expected a JSON object"),
+    (("[1]",), "line 1: line: expected a JSON object"),
+    ((_line(), _line()), "line 2: record: 'liver' of a comes twice"),
+    ((_line(inter=1.5),), "line 1: inter: expected integers"),
+    ((_line(inter=True),), "line 1: inter: expected integers"),
+    ((_line(inter=11),), "line 1: inter: 11 pixels of 10 and 10"),
+    ((_line(inter=-1),), "line 1: inter: -1 pixels"),
+    ((_line(record=7),), "line 1: line: expected a text, not 7"),
+    ((_line(dice=0.6),), "line 1: dice: 0.6 is not that of its counts, 0.5"),
+  ],
+)
+def test_faulty_lines_are_refused(tmp_path, lines, message):
+  with pytest.raises(DataError, match=message):
+    pairing.read(_write(tmp_path, *lines))
+
+
+def test_files_that_are_missing_or_no_text(tmp_path):
+  with pytest.raises(DataError, match="cannot be read"):
+    pairing.read(tmp_path / "none.jsonl")
+  (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+  with pytest.raises(DataError, match="cannot be read"):
+    pairing.read(tmp_path / "bytes")
+
+
+def test_a_run_is_found_where_evaluation_puts_it(tmp_path):
+  report = tmp_path / "run/report"
+  report.mkdir(parents=True)
+  path = _write(report, _line())
+  for run in (tmp_path / "run", report, path):
+    assert pairing.find(run, "test") == path
+  with pytest.raises(DataError, match=r"splits that are: test\. Give --split"):
+    pairing.find(tmp_path / "run", "valid")
+  with pytest.raises(DataError, match=r"is not there\. Run `rcmed evaluate`"):
+    pairing.find(tmp_path, "test")
+
+
+def test_masks_are_paired_by_record_and_class():
+  a = {("b", "liver"): _scored(inter=2), ("a", "liver"): _scored()}
+  b = {("a", "liver"): _scored(inter=10), ("b", "liver"): _scored()}
+  found = match(a, b)
+  assert [pair.record for pair in found.pairs] == ["a", "b"]
+  first = found.pairs[0]
+  assert first.task == Task("ct", "liver")
+  assert (first.a, first.b) == (Counts(5, 10, 10).dice, 1.0)
+  assert found.only_a == found.only_b == ()
+
+
+def test_masks_that_a_run_lacks_are_refused_or_listed():
+  a = {(f"{number}", "liver"): _scored() for number in range(6)}
+  b = {(f"{number}", "liver"): _scored() for number in range(5, 7)}
+  message = (
+    r"old lacks 1 masks of new: 'liver' of 6; new lacks 5 masks of old: "
+    r"'liver' of 0, 'liver' of 1, 'liver' of 2 and 2 more\. 1 masks are in "
+    r"both.*--common"
+  )
+  with pytest.raises(ValueError, match=message):
+    match(a, b, ("old", "new"))
+  found = match(a, b, common=True)
+  assert [pair.record for pair in found.pairs] == ["5"]
+  assert found.only_b == (("6", "liver"),)
+  assert len(found.only_a) == 5
+
+
+@pytest.mark.parametrize("common", [False, True])
+def test_runs_of_other_data_are_refused(common):
+  a = {("1", "liver"): _scored()}
+  with pytest.raises(ValueError, match="none of them the same"):
+    match(a, {("2", "liver"): _scored()}, common=common)
+  with pytest.raises(ValueError, match="1 of 1 masks have another reference"):
+    match(a, {("1", "liver"): _scored(ref=11)}, common=common)
+  with pytest.raises(ValueError, match="1 of 1 masks have another modality"):
+    match(a, {("1", "liver"): _scored(modality="mr")}, common=common)
+
+
+def test_what_evaluation_writes_can_be_read(world, tmp_path):
+  """Against the counts of a tally of the same evaluation's lines."""
+  tally = summary.Tally(images=len(world))
+  for place, record in enumerate(world):
+    for name in record.classes:
+      counts = Counts(place, place + 3, 20)
+      tally.masks.append(
+        MaskScore(
+          record.id, "toy", record.modality, name, counts, 0.5, True, 0.9
+        )
+      )
+  told = summary.summarize(
+    tally, EvalConfig(bootstrap=0), "test", Gallery(set(), 0)
+  )
+  outputs.write(told, tally, tmp_path)
+  found = pairing.read(pairing.find(tmp_path, "test"))
+  assert len(found) == len(tally.masks)
+  for score in tally.masks:
+    scored = found[score.record, score.name]
+    assert (scored.counts, scored.modality) == (score.counts, score.modality)
