@@ -80,7 +80,7 @@ def get_config(arg=None):
   )
   config.mesh = dict(data=1)
   config.eval = dict(
-    batch_size=8 if tiny else 32,
+    rows=8 if tiny else 32,
     max_new=24 if tiny else 96,
     classes_per_question=1,
     present_quality=0.3,

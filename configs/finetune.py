@@ -62,7 +62,7 @@ def _tiny():
     steps=600, batch_size=10, log_every=20, checkpoint_every=300
   )
   config.mesh = dict(data=1)
-  config.eval = dict(batch_size=10, control_limit=10)
+  config.eval = dict(rows=10, control_limit=10)
   return config
 
 
@@ -82,5 +82,5 @@ def _full():
   config.optimizer = dict(trainable="release")
   config.train = dict(steps=7730, batch_size=3200, accumulation=10)
   config.mesh = dict(data=1, fsdp=-1)
-  config.eval = dict(batch_size=32)
+  config.eval = dict(rows=8)
   return config

@@ -63,7 +63,7 @@ def get_config(arg=None):
   # Weights in 16 parts: in more, the TPU compiler gives up scattering sums of
   # gradients and has every chip hold them whole (docs/scaling.md).
   config.mesh = dict(data=1, fsdp=-1) if tiny else dict(data=-1, fsdp=16)
-  config.eval = dict(batch_size=8 if tiny else 256)
+  config.eval = dict(rows=1)
   return config
 
 

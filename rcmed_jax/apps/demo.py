@@ -57,11 +57,12 @@ def main(argv: Sequence[str]) -> int:
     descriptions="",  # derived from reference masks: not for evaluation
   )
   assistant = runs.make_assistant(
-    model, run.tokenizer, run.settings, batch_size=told.eval.batch_size
+    model, run.tokenizer, run.settings, rows=told.eval.rows
   )
   summary = evaluate.evaluate(
     assistant, items, run.settings, out, split="test", training=workdir
   )
+  assert summary  # of the only process
   print(f"demo: report in {out / 'index.html'}")
   seconds = time.monotonic() - since
   print(f"demo: {evaluate.headline(summary)} seconds={seconds:.0f}")

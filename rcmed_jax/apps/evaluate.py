@@ -14,10 +14,11 @@ import jax
 import tqdm
 
 import rcmed_jax
-from rcmed_jax.apps import runs, settings
+from rcmed_jax.apps import processes, runs, settings
 from rcmed_jax.data import checks, files, records
 from rcmed_jax.eval import evaluate as evaluation
 from rcmed_jax.eval import report
+from rcmed_jax.parallel import hosts
 from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.serve.assistant import Assistant
 
@@ -50,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
     help="lay weights and batches over several devices; default: one device",
   )
   runs.add_flags(parser)
+  processes.add_flags(parser)
   args, rest = parser.parse_known_args(argv)
   workdir = args.workdir or runs.newest()
   if files.is_remote(workdir) and not args.out:
@@ -62,21 +64,30 @@ def main(argv: Sequence[str]) -> int:
     asked = dataclasses.replace(told.eval, classes_per_question=1)
     told = dataclasses.replace(told, eval=asked)
   out = args.out or pathlib.Path(workdir) / "report"
-  quarantine = checks.Quarantine(out / runs.QUARANTINE)
-  items = runs.read_items(told, args.index, quarantine, descriptions="")
-  assistant = runs.load_assistant(
-    workdir,
-    batch_size=told.eval.batch_size,
-    asked=told.eval,
-    classes=args.classes,
-    in_int8=args.int8,
-    mesh=meshes.parse(args.mesh) if args.mesh else None,
-  )
-  training = None if runs.converted(workdir) else workdir
-  summary = evaluate(
-    assistant, items, told, out, split=args.split, training=training
-  )
-  print(f"evaluate: {headline(summary)} report={out / 'index.html'}")
+  with hosts.started(processes.place(args, "evaluate")):
+    name = runs.quarantine_name(jax.process_index())
+    quarantine = checks.Quarantine(out / name)
+    items = runs.read_items(told, args.index, quarantine, descriptions="")
+    runs.gather(quarantine, epath.Path(out))
+    assistant = runs.load_assistant(
+      workdir,
+      rows=told.eval.rows,
+      asked=told.eval,
+      classes=args.classes,
+      in_int8=args.int8,
+      mesh=meshes.parse(args.mesh) if args.mesh else None,
+    )
+    summary = evaluate(
+      assistant,
+      items,
+      told,
+      out,
+      split=args.split,
+      training=None if runs.converted(workdir) else workdir,
+      model=runs.identity(workdir, args.classes, in_int8=args.int8),
+    )
+    if summary:
+      print(f"evaluate: {headline(summary)} report={out / 'index.html'}")
   return 0
 
 
@@ -88,22 +99,43 @@ def evaluate(
   *,
   split: str,
   training: str | os.PathLike[str] | None,
-) -> evaluation.Summary:
-  """Scores an assistant, writes the files and the page.
+  model: str = "",
+) -> evaluation.Summary | None:
+  """Scores an assistant; the first process writes the files and the page.
 
   Args:
     training: the run whose curves the page shows; None: it was elsewhere.
+    model: what answers, so that scores of two models are never mixed.
   """
   summary = evaluation.evaluate(
     items,
-    functools.partial(runs.ask_many, assistant),
+    functools.partial(runs.answers, assistant, under_way=told.eval.batch_size),
     told.eval,
     out,
     split=split,
+    model=model,
     progress=functools.partial(
-      tqdm.tqdm, desc="evaluate", unit="image", mininterval=5
+      tqdm.tqdm,
+      desc="evaluate",
+      unit="image",
+      mininterval=5,
+      disable=not hosts.is_first(),
     ),
+    part=jax.process_index(),
+    parts=jax.process_count(),
+    barrier=functools.partial(hosts.barrier, "evaluated"),
   )
+  if summary:
+    _report(summary, told, out, training)
+  return summary
+
+
+def _report(
+  summary: evaluation.Summary,
+  told: settings.Settings,
+  out: pathlib.Path,
+  training: str | os.PathLike[str] | None,
+) -> None:
   facts: dict[str, dict[str, object]] = {
     "Model": {
       "image": told.model.image,
@@ -132,7 +164,6 @@ def evaluate(
     training=training and epath.Path(training) / "metrics.jsonl",
     facts=facts,
   )
-  return summary
 
 
 def headline(summary: evaluation.Summary) -> str:

@@ -87,10 +87,9 @@ def search(
       counts, _ = report(choice, compiles=False, step=step)
       counted.append((choice, Choice(_flags(choice, name), counts)))
   if not counted:
-    section = "train" if name == "train" else "eval"
     raise ValueError(
       f"no mesh of {where.count} devices divides the batch; choose "
-      f"{section}.batch_size as a multiple of them."
+      "train.batch_size as a multiple of them."
     )
   say(f"{len(counted)} choices counted")
   counted.sort(key=lambda pair: _rank(pair[1]))
@@ -142,11 +141,10 @@ def _choices(
   told: Settings, where: plan_steps.Place, name: str
 ) -> Iterator[Settings]:
   """How much at a time, and what to make again, on one mesh."""
-  shards = where.count // told.mesh.tensor
   if name != "train":
-    if told.eval.batch_size % shards == 0:
-      yield _with(told, 1, str(told.model.remat))
+    yield _with(told, 1, str(told.model.remat))
     return
+  shards = where.count // told.mesh.tensor
   for remat, rows in itertools.product(REMAT, ROWS):
     if told.train.batch_size % (rows * shards) == 0:
       yield _with(told, told.train.batch_size // rows // shards, remat)

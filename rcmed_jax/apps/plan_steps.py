@@ -152,7 +152,8 @@ def _answer(told: Settings, mesh: meshes.AnyMesh, name: str) -> Step:
   """The steps that answer, with the weights as a run in training holds them."""
   optimizer = optimizers.make_optimizer(told.optimizer, told.train.steps)
   layout = steps.make_layout(told.model, told.optimizer, optimizer, mesh)
-  rows, text = told.eval.batch_size, max(told.data.lengths)
+  rows = told.eval.rows * meshes.batch_shards(mesh)
+  text = max(told.data.lengths)
   shapes = pipeline.batch_shapes(
     told.data, told.model.image.image_size, rows, text
   )

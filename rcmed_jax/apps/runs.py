@@ -10,9 +10,10 @@ The folder may be gs://BUCKET/RUN. All processes of a run see the same one.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import difflib
+import hashlib
 import os
 import pathlib
 
@@ -79,9 +80,7 @@ class Run:
 
   def gather_quarantine(self) -> None:
     """Takes what all processes found into the file of process 0."""
-    self.quarantine.flush()
-    hosts.barrier("quarantine")
-    hosts.first_does(lambda: _take_parts(self.quarantine, self.workdir))
+    gather(self.quarantine, self.workdir)
 
 
 def start(
@@ -102,8 +101,7 @@ def start(
   """
   workdir = epath.Path(workdir)
   hosts.first_does(lambda: _require_resumable(workdir, resume))
-  process = jax.process_index()
-  name = QUARANTINE if process == 0 else PART.format(process)
+  name = quarantine_name(jax.process_index())
   quarantine = checks.Quarantine(workdir / name)
   hosts.first_does(lambda: _take_parts(quarantine, workdir))  # of a killed run
   items = _training_items(told, quarantine)
@@ -111,13 +109,45 @@ def start(
   path = workdir / TOKENIZER
   if not path.exists():
     raise ValueError(
-      f"process {process} does not see {path}, which process 0 wrote; give a "
-      "--workdir that all hosts share, on a network disk or in gs://."
+      f"process {jax.process_index()} does not see {path}, which process 0 "
+      "wrote; give a --workdir that all hosts share, on a network disk or in "
+      "gs://."
     )
   tokenizer = tokens.Tokenizer(path)
   told = with_vocabulary(told, tokenizer)
   _require_same(told, workdir)
   return Run(workdir, told, items, tokenizer, quarantine)
+
+
+def quarantine_name(process: int) -> str:
+  """The file in which a process puts down what cannot be used."""
+  return QUARANTINE if process == 0 else PART.format(process)
+
+
+def gather(quarantine: checks.Quarantine, folder: epath.Path) -> None:
+  """Takes what all processes found into the file of process 0."""
+  quarantine.flush()
+  hosts.barrier("quarantine")
+  hosts.first_does(lambda: _take_parts(quarantine, folder))
+
+
+def identity(
+  workdir: str | os.PathLike[str],
+  classes: Sequence[pathlib.Path] = (),
+  *,
+  in_int8: bool = False,
+) -> str:
+  """What `load_assistant` answers with, in words that another has not."""
+  folder = converted(workdir)
+  if folder is not None:
+    digest = hashlib.sha256((folder / store.MANIFEST).read_bytes()).hexdigest()
+    words = [f"converted {digest[:16]}"]
+  else:
+    with checkpoints.Checkpoints(workdir) as saved:
+      words = [f"{settings.load(workdir).train.seed} step {saved.latest()}"]
+  for path in classes:
+    words.append(hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+  return ", ".join([*words, "int8"] if in_int8 else words)
 
 
 def read_items(
@@ -191,7 +221,7 @@ def recorded(workdir: str | os.PathLike[str]) -> settings.Settings:
 def load_assistant(
   workdir: str | os.PathLike[str],
   *,
-  batch_size: int = 1,
+  rows: int = 1,
   asked: EvalConfig | None = None,
   classes: Sequence[pathlib.Path] = (),
   in_int8: bool = False,
@@ -201,12 +231,13 @@ def load_assistant(
 
   Args:
     workdir: of either.
-    batch_size: requests answered together.
+    rows: requests that a device answers together.
     asked: how long answers may be and when a target is there; None: as
       recorded.
     classes: files of new classes, which `rcmed adapt` wrote.
     in_int8: whether the language model's layers are held in 8 bits.
-    mesh: over which weights and batches lie; None: one device.
+    mesh: of this process's devices, over which weights and batches lie; None:
+      one of them.
 
   Raises:
     FileNotFoundError: as `recorded`, or a class file is missing.
@@ -228,13 +259,11 @@ def load_assistant(
     with checkpoints.Checkpoints(workdir) as saved:
       model = nnx.merge(graphdef, saved.weights())
   if mesh is not None:
-    model = _placed(model, meshes.make_mesh(mesh))
+    model = _placed(model, meshes.make_mesh(mesh, jax.local_devices()))
   if in_int8:
     int8.quantize(model)
   known = [new_classes.load(path) for path in classes]
-  return make_assistant(
-    model, tokenizer, told, batch_size=batch_size, classes=known
-  )
+  return make_assistant(model, tokenizer, told, rows=rows, classes=known)
 
 
 def _placed(model: rcmed.RCMed, mesh: jax.sharding.Mesh) -> rcmed.RCMed:
@@ -276,7 +305,7 @@ def make_assistant(
   tokenizer: tokens.Tokenizer,
   told: settings.Settings,
   *,
-  batch_size: int = 1,
+  rows: int = 1,
   classes: Sequence[new_classes.NewClass] = (),
 ) -> Assistant:
   """An assistant around a model, with the run's static shapes."""
@@ -285,7 +314,7 @@ def make_assistant(
     tokenizer,
     image_size=told.model.image.image_size,
     lengths=told.data.lengths,
-    batch_size=batch_size,
+    rows=rows,
     max_new=told.eval.max_new,
     max_targets=told.data.max_targets,
     present_quality=told.eval.present_quality,
@@ -293,16 +322,21 @@ def make_assistant(
   )
 
 
-def ask_many(assistant: Assistant, requests: Sequence[Request]) -> list[Answer]:
-  """Evaluation's requests, answered by an assistant."""
-  return assistant.ask_many(
-    [
-      Question(
-        request.image_IJC, request.question, describe=request.classes is None
-      )
-      for request in requests
-    ]
+def answers(
+  assistant: Assistant, requests: Iterable[Request], *, under_way: int = 1
+) -> Iterator[tuple[int, Answer]]:
+  """Evaluation's requests, answered by an assistant.
+
+  Args:
+    under_way: requests that are with the devices, at least.
+  """
+  questions = (
+    Question(
+      request.image_IJC, request.question, describe=request.classes is None
+    )
+    for request in requests
   )
+  return assistant.stream(questions, ahead=-(-under_way // assistant.rows))
 
 
 def newest() -> pathlib.Path:

@@ -3,15 +3,14 @@
 import argparse
 from collections.abc import Mapping, Sequence
 import pathlib
-import sys
 from typing import Any
 
 from etils import epath
 
-from rcmed_jax.apps import runs, settings
+from rcmed_jax.apps import processes, runs, settings
 from rcmed_jax.convert import store
 from rcmed_jax.model import rcmed
-from rcmed_jax.parallel import hosts, places
+from rcmed_jax.parallel import hosts
 from rcmed_jax.train import loop
 
 
@@ -46,20 +45,10 @@ def main(argv: Sequence[str]) -> int:
     help="go on where the workdir holds a run (auto), refuse to (never), or "
     "insist on it (required)",
   )
-  several = parser.add_argument_group(
-    "several processes", "All three, or none: then the place is looked up."
-  )
-  several.add_argument(
-    "--coordinator", metavar="HOST:PORT", help="where process 0 listens"
-  )
-  several.add_argument("--processes", type=int, metavar="N", help="how many")
-  several.add_argument("--process", type=int, metavar="I", help="which, from 0")
+  processes.add_flags(parser)
   args, rest = parser.parse_known_args(argv)
   told = settings.parse(rest)
-  place = places.find(args.coordinator, args.processes, args.process)
-  if place.coordinator:
-    print(f"train: {place}", file=sys.stderr)
-  with hosts.started(place):
+  with hosts.started(processes.place(args, "train")):
     weights = None
     if args.init:
       held = store.read_whole(args.init)

@@ -1,21 +1,25 @@
 """Evaluation of one split: every record read once, asked, scored, written.
 
 A record that cannot be read goes to the quarantine and is counted there; none
-takes its place. Scores do not depend on the batch size or the device count:
-requests are handed over in the order of the records and padding, if a model
-needs any, stays on its side.
+takes its place. Scores do not depend on the number of devices or processes:
+requests are handed over in the order of the records, chunk by chunk, and
+padding, if a model needs any, stays on its side.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
+import hashlib
 import itertools
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from rcmed_jax.data import mixture, records
+from rcmed_jax.data import mixture
+from rcmed_jax.data.checks import DataError
 from rcmed_jax.data.records import Sample
-from rcmed_jax.eval import metrics, outputs, overlays, summary
+from rcmed_jax.eval import ledger, metrics, outputs, overlays, summary
 from rcmed_jax.eval.protocols import (
   Answer,
   Ask,
@@ -41,25 +45,37 @@ class _Claim:
 
 def evaluate(
   index: Sequence[Sample],
-  ask_many: Callable[[Sequence[Request]], Sequence[Answer]],
+  answers: Callable[[Iterable[Request]], Iterable[tuple[int, Answer]]],
   config: EvalConfig,
   out_dir: str | Path,
   *,
   split: str = "test",
+  model: str = "",
   progress: Callable[[Sequence[Sample]], Iterable[Sample]] = iter,
-) -> Summary:
-  """Returns the summary of a split, after writing its files to `out_dir`.
+  part: int = 0,
+  parts: int = 1,
+  barrier: Callable[[], None] = lambda: None,
+) -> Summary | None:
+  """The summary of a split, after its files are written to `out_dir`.
+
+  Stopped, and called again, it goes on after the last chunk of records whose
+  scores it put down.
 
   Args:
     index: the records; all of them tell which classes may be asked as absent,
       also where `config.limit` evaluates fewer.
-    ask_many: one answer per request, in order; masks on the request's grid.
+    answers: of requests that it reads one by one, (number, answer) in any
+      order; masks on the request's grid.
     split: names the files, as in `summary--test.json`.
+    model: what answers, so that scores of two models are never mixed.
     progress: wraps the records as they are read, for a progress bar.
+    part, parts: the process, of how many that share `out_dir`; each takes
+      every n-th chunk, and the first returns the summary of all.
+    barrier: returns once every process has come to it.
 
   Raises:
-    ValueError: no record, none that can be read, or answers that do not fit
-      their requests.
+    ValueError: no record, none that can be read, answers that do not fit
+      their requests, or `out_dir` holds scores of another evaluation.
 
   Source: the released evaluator's files; its protocol differs (it feeds the
   reference answer, here the model generates).
@@ -71,39 +87,109 @@ def evaluate(
     )
   chosen = draw(index, config.limit, config.seed)
   evaluated = [record for record in index if record.id in chosen]
-  tally = Tally()
+  told = _told(evaluated, config, split, model)
+  scores = ledger.Ledger(Path(out_dir) / f"partial--{split}", told, part)
   examples = _examples(evaluated, config.gallery, config.seed)
   gallery = overlays.Gallery(examples, config.worst)
-  stream = _stream(index, evaluated, config, tally, progress)
-  for batch in _batches(stream, config.batch_size):
-    answers = ask_many([ask.request for ask in batch])
-    if len(answers) != len(batch):
-      raise ValueError(
-        f"ask_many received {len(batch)} requests and returned "
-        f"{len(answers)} answers; it must return one for each, in order."
-      )
-    for ask, answer in zip(batch, answers, strict=True):
-      _score(ask, answer, tally, gallery)
+  scores.pictures(gallery)
+  world = _world(index, evaluated, config)
+  records = iter(progress(evaluated))
+  count = -(-len(evaluated) // config.chunk)
+  for number in range(count):
+    chunk = list(itertools.islice(records, config.chunk))
+    if number % parts == part and number not in scores:
+      scores.add(number, _chunk(chunk, answers, world, gallery), gallery)
+  barrier()
+  if part:
+    return None
+  gallery = overlays.Gallery(examples, config.worst)
+  scores.pictures(gallery)
+  tally = scores.tally(count)
   result = summary.summarize(tally, config, split, gallery)
   outputs.write(result, tally, Path(out_dir))
+  scores.close()
   return result
 
 
-def _stream(
-  index: Sequence[Sample],
-  evaluated: Sequence[Sample],
-  config: EvalConfig,
-  tally: Tally,
-  progress: Callable[[Sequence[Sample]], Iterable[Sample]],
-) -> Iterator[Ask]:
-  """Yields all requests, loading one record at a time."""
+@dataclasses.dataclass(frozen=True)
+class _World:
+  """What the questions about one image take from all others."""
+
+  config: EvalConfig
+  siblings: Mapping[tuple[str, str], Sequence[str]]
+  vocabulary: Sequence[str]
+  controlled: set[str]  # ids of records on which the controls run
+
+
+def _world(
+  index: Sequence[Sample], evaluated: Sequence[Sample], config: EvalConfig
+) -> _World:
   siblings = mixture.class_table(index)
   vocabulary = sorted({name for names in siblings.values() for name in names})
   controlled = draw(evaluated, config.control_limit, config.seed)
-  for record in progress(evaluated):
+  return _World(config, siblings, vocabulary, controlled)
+
+
+def _told(
+  evaluated: Sequence[Sample], config: EvalConfig, split: str, model: str
+) -> dict[str, Any]:
+  """All that scores depend on, as JSON values."""
+  digest = hashlib.sha256()
+  for record in evaluated:
+    digest.update(json.dumps([record.id, record.classes]).encode())
+  # What tables and pictures are made of the scores, and nothing else.
+  later = {"bootstrap", "batch_size", "confident", "gallery", "worst"}
+  settings = {
+    name: value
+    for name, value in dataclasses.asdict(config).items()
+    if name not in later
+  }
+  told = {"split": split, "model": model, "records": digest.hexdigest()}
+  return json.loads(json.dumps(told | settings))
+
+
+def _chunk(
+  records: Sequence[Sample],
+  answers: Callable[[Iterable[Request]], Iterable[tuple[int, Answer]]],
+  world: _World,
+  gallery: overlays.Gallery,
+) -> Tally:
+  """The scores of a run of records."""
+  tally = Tally()
+  waiting: dict[int, Ask] = {}
+  scored: dict[int, Tally] = {}
+
+  def requests() -> Iterator[Request]:
+    for number, ask in enumerate(_stream(records, world, tally)):
+      waiting[number] = ask
+      yield ask.request
+
+  for number, answer in answers(requests()):
+    if number not in waiting:
+      raise ValueError(
+        f"an answer is numbered {number}, but that request was not made or is "
+        "answered already; each must have one answer."
+      )
+    scored[number] = Tally()
+    _score(waiting.pop(number), answer, scored[number], gallery)
+  if waiting:
+    raise ValueError(
+      f"{len(waiting)} of {len(waiting) + len(scored)} requests have no "
+      "answer; each must have one."
+    )
+  for number in sorted(scored):
+    tally.extend(scored[number])
+  return tally
+
+
+def _stream(
+  records: Sequence[Sample], world: _World, tally: Tally
+) -> Iterator[Ask]:
+  """All requests, one record in memory at a time."""
+  for record in records:
     try:
       triplet = record.load()
-    except records.DataError as error:
+    except DataError as error:
       tally.quarantine.append(
         Quarantined(record.id, error.path, error.field, str(error))
       )
@@ -112,16 +198,11 @@ def _stream(
     yield from asks(
       record,
       triplet,
-      config,
-      siblings=siblings[record.dataset, record.modality],
-      vocabulary=vocabulary,
-      controls=record.id in controlled,
+      world.config,
+      siblings=world.siblings[record.dataset, record.modality],
+      vocabulary=world.vocabulary,
+      controls=record.id in world.controlled,
     )
-
-
-def _batches(stream: Iterator[Ask], size: int) -> Iterator[list[Ask]]:
-  while batch := list(itertools.islice(stream, size)):
-    yield batch
 
 
 def _examples(evaluated: Sequence[Sample], number: int, seed: int) -> set[str]:

@@ -35,7 +35,12 @@ CONTROLS = ("wrong_name", "noise", "shuffled_text")
 class EvalConfig:
   """How a split is evaluated. `limit` and the like: 0 means all records."""
 
-  batch_size: int = 8  # requests handed over together; changes no number
+  # Requests that a device answers together; another number may round otherwise.
+  rows: int = 8
+  batch_size: int = 8  # requests under way at least; changes no number
+  # Records scored before their scores are put down. Requests of two chunks are
+  # never answered together, so that a stopped evaluation goes on to the bit.
+  chunk: int = 64
   max_new: int = 128  # longest answer, in tokens
   limit: int = 0  # records evaluated, drawn by seed
   protocols: tuple[str, ...] = PROTOCOLS
@@ -65,8 +70,11 @@ class EvalConfig:
         f"eval.protocols={self.protocols} lacks 'named', against which all "
         "else is read; add it."
       )
-    if self.batch_size < 1:
-      raise ValueError(f"eval.batch_size={self.batch_size} must be at least 1.")
+    for field in ("rows", "batch_size", "chunk"):
+      if getattr(self, field) < 1:
+        raise ValueError(
+          f"eval.{field}={getattr(self, field)} must be at least 1."
+        )
     if 0 < self.bootstrap < 100:
       raise ValueError(
         f"eval.bootstrap={self.bootstrap} is too few for a 95% interval; "

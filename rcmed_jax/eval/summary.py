@@ -61,6 +61,13 @@ class Tally:
   controls: list[Control] = dataclasses.field(default_factory=list)
   quarantine: list[Quarantined] = dataclasses.field(default_factory=list)
 
+  def extend(self, other: "Tally") -> None:
+    """Adds another's scores after these."""
+    self.images += other.images
+    for name, rows in vars(other).items():
+      if name != "images":
+        getattr(self, name).extend(rows)
+
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
@@ -298,6 +305,6 @@ def _noise(rows: Sequence[Control], config: EvalConfig) -> dict[str, Any]:
 def _settings(config: EvalConfig) -> dict[str, Any]:
   """Returns the settings that numbers depend on."""
   settings = dataclasses.asdict(config)
-  for name in ("batch_size", "gallery", "worst"):
+  for name in ("batch_size", "chunk", "gallery", "worst"):
     del settings[name]
   return settings

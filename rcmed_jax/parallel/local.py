@@ -7,13 +7,13 @@ it on the rows and heads that it holds.
 """
 
 from collections.abc import Callable, Sequence
-import contextlib
 import math
 from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.parallel import rules
 
 
@@ -65,19 +65,47 @@ def local(
   return run
 
 
-def where_it_lies(arrays: Any) -> contextlib.AbstractContextManager[Any]:
-  """Puts the mesh on which the arrays lie in scope, if they lie on one.
+def rows_apart(function: Callable[..., Any], arrays: Any) -> Callable[..., Any]:
+  """`function(arrays, *rows)` on the mesh on which the arrays lie, if on one.
 
-  For functions that are traced with sharded weights and know no mesh
-  otherwise; enter it inside the function.
+  Where every device holds all of them, each calls the function by itself on its
+  own rows, so that what it computes does not depend on how many others there
+  are. Elsewhere, and for rows that the devices do not divide, the compiler cuts
+  it. For functions that are traced with sharded arrays and know no mesh
+  otherwise.
 
   Args:
+    function: of the arrays and of trees whose leaves begin with the rows;
+      independent in every row.
     arrays: a tree, all on one mesh; real, or shapes with shardings.
   """
+  mesh = mesh_of(arrays)
+  if mesh is None:
+    return function
+  shards = meshes.batch_shards(mesh)
+  whole = shards == mesh.size and all(
+    leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(arrays)
+  )
+
+  def run(arrays: Any, *rows: Any) -> Any:
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      if not whole or len(jax.tree.leaves(rows)[0]) % shards:
+        return function(arrays, *rows)
+      own = PartitionSpec(meshes.BATCH_AXES)
+      return jax.shard_map(
+        function,
+        in_specs=(PartitionSpec(), *(own for _ in rows)),
+        out_specs=own,
+        check_vma=False,  # as above
+      )(arrays, *rows)
+
+  return run
+
+
+def mesh_of(arrays: Any) -> jax.sharding.Mesh | None:
+  """The mesh on which a tree of arrays lies; None where it lies on none."""
   sharding = jax.tree.leaves(arrays)[0].sharding
-  if not isinstance(sharding, NamedSharding):
-    return contextlib.nullcontext()
-  return jax.sharding.use_abstract_mesh(sharding.mesh.abstract_mesh)
+  return sharding.mesh if isinstance(sharding, NamedSharding) else None
 
 
 def _cuts(

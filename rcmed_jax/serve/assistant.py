@@ -5,7 +5,8 @@ the words of the training's answers, since a model that never saw the class
 would not name it; what is then there, the mask alone says.
 """
 
-from collections.abc import Callable, Sequence
+import collections
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -18,7 +19,8 @@ import numpy as np
 from rcmed_jax.data import images, prompts, tokens
 from rcmed_jax.model import generate, image_encoder, rcmed
 from rcmed_jax.parallel import local
-from rcmed_jax.serve import new_classes
+from rcmed_jax.parallel import mesh as meshes
+from rcmed_jax.serve import batches, new_classes
 from rcmed_jax.serve.new_classes import NewClass
 
 
@@ -51,20 +53,39 @@ class Answer:
   targets: tuple[Found, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Row:
+  """A question as the model reads it."""
+
+  question: Question
+  one: NewClass | None  # the new class that is shown; None: the model answers
+  said: str  # the given answer
+  ids_T: np.ndarray
+  labels_T: np.ndarray | None
+  width: int  # to which its ids are padded
+
+
+_Batch = Sequence[tuple[int, _Row]]
+
+
 class Assistant:
-  """Answers questions in batches of one static shape.
+  """Answers questions in batches of a few static shapes.
 
   Args:
     model: an `RCMed`.
     tokenizer: the tokenizer it was trained with.
     lengths: the prompt lengths to compile for, ascending.
-    batch_size: requests answered together; a short batch is padded.
+    rows: requests that a device answers together; a short batch is padded.
+      Another number may round differently.
     max_new: longest answer, in tokens.
     max_targets: most masks in one answer.
     present_quality: the decoder's estimate of the IoU from which a target is
       there; it needs a model trained to estimate it (`LossConfig.quality`). 0:
       a target is there if its mask is not empty.
     classes: new classes, known to this assistant by name.
+
+  Attributes:
+    rows: requests that all devices answer together.
 
   Raises:
     ValueError: a new class was made with other weights.
@@ -77,7 +98,7 @@ class Assistant:
     *,
     image_size: int,
     lengths: tuple[int, ...],
-    batch_size: int = 1,
+    rows: int = 1,
     max_new: int = 128,
     max_targets: int = 8,
     present_quality: float = 0.0,
@@ -87,46 +108,42 @@ class Assistant:
     self._tokenizer = tokenizer
     self._image_size = image_size
     self._lengths = lengths
-    self._batch_size = batch_size
     self._present_quality = present_quality
     self._classes = tuple(classes)
     for one in self._classes:
       self._require_own(one)
-    graphdef, self._weights = nnx.split(model)
+    graphdef, weights = nnx.split(model)
+    mesh = local.mesh_of(weights)
+    self.rows = rows * (meshes.batch_shards(mesh) if mesh else 1)
 
-    @jax.jit
     def answer(weights, pixels_BIJC, extent_B2, tokens_BT, length_B):
-      with local.where_it_lies(self._weights):
-        return generate.generate(
-          nnx.merge(graphdef, weights),
-          pixels_BIJC,
-          extent_B2,
-          tokens_BT,
-          length_B,
-          seg_id=tokenizer.seg_id,
-          end_id=tokenizer.end_id,
-          max_new=max_new,
-          max_targets=max_targets,
-        )
+      return generate.generate(
+        nnx.merge(graphdef, weights),
+        pixels_BIJC,
+        extent_B2,
+        tokens_BT,
+        length_B,
+        seg_id=tokenizer.seg_id,
+        end_id=tokenizer.end_id,
+        max_new=max_new,
+        max_targets=max_targets,
+      )
 
-    @jax.jit
     def segment(weights, batch, adaptation):
-      with local.where_it_lies(self._weights):
-        model = nnx.merge(graphdef, weights)
-        said = model(batch, adaptation=adaptation)
+      model = nnx.merge(graphdef, weights)
+      said = model(batch, adaptation=adaptation)
       return said.masks_KBGYX[-1, :, 0], said.quality_BG[:, 0]
 
-    @jax.jit
     def features(weights, pixels_BIJC, extent_B2):
-      with local.where_it_lies(self._weights):
-        model = nnx.merge(graphdef, weights)
-        order = model.config.channel_order
-        pixels_BIJC = image_encoder.normalize(pixels_BIJC, extent_B2, order)
-        return model.image_encoder(pixels_BIJC)[1]
+      model = nnx.merge(graphdef, weights)
+      order = model.config.channel_order
+      pixels_BIJC = image_encoder.normalize(pixels_BIJC, extent_B2, order)
+      return model.image_encoder(pixels_BIJC)[1]
 
-    self._answer = functools.partial(answer, self._weights)
-    self._segment = functools.partial(segment, self._weights)
-    self._features = functools.partial(features, self._weights)
+    self._answer, self._segment, self._features = (
+      functools.partial(jax.jit(local.rows_apart(one, weights)), weights)
+      for one in (answer, segment, features)
+    )
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -171,85 +188,76 @@ class Assistant:
   def ask(
     self, image_IJC: np.ndarray, text: str, *, describe: bool = False
   ) -> Answer:
-    """The answer to one request; see `ask_many`."""
-    return self.ask_many([Question(image_IJC, text, describe)])[0]
+    """The answer to one request; see `stream`."""
+    (answer,) = self.ask_many([Question(image_IJC, text, describe)])
+    return answer
 
-  def ask_many(
-    self,
-    questions: Sequence[Question],
-    *,
-    progress: Callable[[int], None] = lambda count: None,
-  ) -> list[Answer]:
-    """One answer per question, in order.
+  def ask_many(self, questions: Iterable[Question]) -> list[Answer]:
+    """One answer per question, in order; see `stream`."""
+    answers = dict(self.stream(questions))
+    return [answers[number] for number in range(len(answers))]
+
+  def stream(
+    self, questions: Iterable[Question], *, ahead: int = 1
+  ) -> Iterator[tuple[int, Answer]]:
+    """(number, answer) of every question, as they are ready.
+
+    An answer depends, to the last bit, on the questions and their order alone,
+    not on `ahead` or, where every device holds all weights, on their number:
+    see `batches.py`.
+
+    Args:
+      questions: read as devices become free.
+      ahead: batches that wait for devices while answers are being read.
 
     Raises:
       ValueError: a question is empty, longer than the longest length, or names
         more than one new class.
     """
-    known: dict[int, NewClass] = {}
-    for index, question in enumerate(questions):
-      named = self._named(question)
-      if named:
-        known[index] = named
-    answers: dict[int, Answer] = {}
-    others = [index for index in range(len(questions)) if index not in known]
-    for indices in (others, list(known)):
-      for start in range(0, len(indices), self._batch_size):
-        batch = indices[start : start + self._batch_size]
-        rows = [questions[index] for index in batch]
-        if indices is others:
-          found = self._ask_batch(rows)
-        else:
-          found = self.segment(rows, [known[index] for index in batch])
-        answers |= zip(batch, found, strict=True)
-        progress(len(batch))
-    return [answers[index] for index in range(len(questions))]
+    yield from self._stream(
+      (self._row(question, self._named(question)) for question in questions),
+      ahead,
+    )
 
-  def segment(
-    self, questions: Sequence[Question], classes: Sequence[NewClass]
-  ) -> list[Answer]:
-    """One answer per question, which shows its class: one batch at most.
+  def segment(self, question: Question, one: NewClass) -> Answer:
+    """The answer that shows this class, whatever the question names.
 
     Raises:
-      ValueError: as `ask_many`, or a class was made with other weights.
+      ValueError: as `stream`, or the class was made with other weights.
     """
-    for one in classes:
-      self._require_own(one)
-    rows = self._filled(questions)
-    classes_B = self._filled(classes)
-    said = [prompts.answer(one.modality, (one.name,)) for one in classes_B]
-    encoded = [
-      self._tokenizer.encode_answer(prompts.conversation(row.text), text)
-      for row, text in zip(rows, said, strict=True)
-    ]
-    tokens_BT, length_B = tokens.pad([ids for ids, _ in encoded], self._lengths)
-    labels_BT, _ = tokens.pad(
-      [labels for _, labels in encoded],
-      [tokens_BT.shape[1]],
-      fill=tokens.IGNORE_LABEL,
+    self._require_own(one)
+    ((_, answer),) = self._stream([self._row(question, one)], 0)
+    return answer
+
+  def _row(self, question: Question, one: NewClass | None) -> _Row:
+    """The question as ids, with its answer where its class is a new one."""
+    prompt = prompts.conversation(question.text, describe=question.describe)
+    if one is None:
+      said, labels_T = "", None
+      ids_T = self._tokenizer.encode_prompt(prompt)
+    else:
+      said = prompts.answer(one.modality, (one.name,))
+      ids_T, labels_T = self._tokenizer.encode_answer(prompt, said)
+    width = tokens.fit(len(ids_T), self._lengths)
+    return _Row(question, one, said, ids_T, labels_T, width)
+
+  def _stream(
+    self, rows: Iterable[_Row], ahead: int
+  ) -> Iterator[tuple[int, Answer]]:
+    running: collections.deque[Iterator[tuple[int, Answer]]] = (
+      collections.deque()
     )
-    pixels_BIJC, extent_B2 = self._prepared(rows)
-    seg_B = np.argmax(tokens_BT == self._tokenizer.seg_id, axis=1)
-    batch = {
-      "pixels_BIJC": pixels_BIJC,
-      "extent_B2": extent_B2,
-      "tokens_BT": tokens_BT,
-      "length_B": length_B,
-      "labels_BT": labels_BT,
-      "seg_BG": seg_B[:, None].astype(np.int32),
-      "valid_BG": np.ones((len(rows), 1), bool),
-    }
-    logits_BYX, quality_B = jax.device_get(
-      self._segment(batch, new_classes.batch(classes_B))
+    kinds = batches.batches(
+      rows, lambda row: (row.width, row.one is not None), self.rows
     )
-    answers = []
-    for index, (row, one) in enumerate(zip(questions, classes, strict=True)):
-      logits_IJ = self._restore(logits_BYX[index], extent_B2[index], row)
-      quality = float(quality_B[index])
-      found = self._found(one.name, logits_IJ, 1.0, quality)
-      text = said[index].removesuffix("</s>")
-      answers.append(Answer(text, one.modality, (found,)))
-    return answers
+    for (_, known), batch in kinds:
+      run = self._show if known else self._say
+      running.append(run(batch))
+      next(running[-1])  # starts the devices, and does not wait for them
+      if len(running) > ahead:
+        yield from running.popleft()
+    for answers in running:
+      yield from answers
 
   def _named(self, question: Question) -> NewClass | None:
     """The new class that a question speaks of."""
@@ -271,19 +279,67 @@ class Assistant:
         "again with `rcmed adapt --checkpoint` and these."
       )
 
-  def _filled(self, rows: Sequence[Any]) -> list[Any]:
-    """A full batch: copies of its last row, whose answers are dropped."""
-    return [*rows, *[rows[-1]] * (self._batch_size - len(rows))]
-
-  def _prepared(
-    self, rows: Sequence[Question]
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Images in the model's frame, and their extents."""
-    prepared = [images.prepare(row.image_IJC, self._image_size) for row in rows]
+  def _inputs(self, rows: Sequence[_Row]) -> tuple[np.ndarray, ...]:
+    """Pixels in the model's frame, extents, ids and lengths."""
+    prepared = [
+      images.prepare(row.question.image_IJC, self._image_size) for row in rows
+    ]
+    tokens_BT, length_B = tokens.pad(
+      [row.ids_T for row in rows], (rows[0].width,)
+    )
     return (
       np.stack([pixels for pixels, _ in prepared]),
       np.stack([extent for _, extent in prepared]),
+      tokens_BT,
+      length_B,
     )
+
+  def _filled(self, batch: _Batch) -> list[_Row]:
+    """A full batch: copies of its last row, whose answers are dropped."""
+    rows = [row for _, row in batch]
+    return [*rows, *[rows[-1]] * (self.rows - len(rows))]
+
+  def _say(self, batch: _Batch) -> Iterator[Any]:
+    """Nothing, once the devices work; then the model's own answers."""
+    inputs = self._inputs(self._filled(batch))
+    running = self._answer(*inputs)
+    yield None
+    found, extent_B2 = jax.device_get(running), inputs[1]
+    for index, (number, row) in enumerate(batch):
+      yield number, self._read(found, index, row.question, extent_B2[index])
+
+  def _show(self, batch: _Batch) -> Iterator[Any]:
+    """Nothing, once the devices work; then new classes, in given words."""
+    rows = self._filled(batch)
+    pixels_BIJC, extent_B2, tokens_BT, length_B = self._inputs(rows)
+    labels_BT, _ = tokens.pad(
+      [row.labels_T for row in rows if row.labels_T is not None],
+      (rows[0].width,),
+      fill=tokens.IGNORE_LABEL,
+    )
+    seg_B = np.argmax(tokens_BT == self._tokenizer.seg_id, axis=1)
+    inputs = {
+      "pixels_BIJC": pixels_BIJC,
+      "extent_B2": extent_B2,
+      "tokens_BT": tokens_BT,
+      "length_B": length_B,
+      "labels_BT": labels_BT,
+      "seg_BG": seg_B[:, None].astype(np.int32),
+      "valid_BG": np.ones((len(rows), 1), bool),
+    }
+    classes = new_classes.batch([row.one for row in rows if row.one])
+    running = self._segment(inputs, classes)
+    yield None
+    logits_BYX, quality_B = jax.device_get(running)
+    for index, (number, row) in enumerate(batch):
+      assert row.one is not None
+      logits_IJ = self._restore(
+        logits_BYX[index], extent_B2[index], row.question
+      )
+      quality = float(quality_B[index])
+      found = self._found(row.one.name, logits_IJ, 1.0, quality)
+      text = row.said.removesuffix("</s>")
+      yield number, Answer(text, row.one.modality, (found,))
 
   def _restore(
     self, logits_YX: np.ndarray, extent_2: np.ndarray, question: Question
@@ -292,27 +348,6 @@ class Assistant:
     return images.restore_logits(
       logits_YX, extent_2, self._image_size, question.image_IJC.shape[:2]
     )
-
-  def _ask_batch(self, questions: Sequence[Question]) -> list[Answer]:
-    """The model's own answers to a batch."""
-    rows = self._filled(questions)
-    tokens_BT, length_B = tokens.pad(
-      [
-        self._tokenizer.encode_prompt(
-          prompts.conversation(row.text, describe=row.describe)
-        )
-        for row in rows
-      ],
-      self._lengths,
-    )
-    pixels_BIJC, extent_B2 = self._prepared(rows)
-    found = jax.device_get(
-      self._answer(pixels_BIJC, extent_B2, tokens_BT, length_B)
-    )
-    return [
-      self._read(found, index, row, extent_B2[index])
-      for index, row in enumerate(questions)
-    ]
 
   def _read(
     self,

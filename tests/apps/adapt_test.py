@@ -151,7 +151,7 @@ def test_evaluate_asks_for_the_class_alone(
     index,
     "--classes",
     learnt,
-    "--config.eval.batch_size=1",
+    "--config.eval.rows=1",
     "--config.eval.bootstrap=0",
     "--out",
     tmp_path / "report",

@@ -33,7 +33,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def assistant(run):
-  return runs.load_assistant(run, batch_size=2)
+  return runs.load_assistant(run, rows=2)
 
 
 def picture(run):

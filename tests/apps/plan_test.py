@@ -139,7 +139,7 @@ def test_what_the_compiler_refuses_is_told(capsys):
       "--step=prefill",
       "--config.model.image.image_size=512",
       "--config.model.image.attention=reference",
-      "--config.eval.batch_size=32",
+      "--config.eval.rows=8",
     ]
   )
   out = capsys.readouterr().out

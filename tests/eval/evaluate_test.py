@@ -7,7 +7,7 @@ import pytest
 from rcmed_jax.eval import evaluate as evaluate_lib
 from rcmed_jax.eval.evaluate import EvalConfig, evaluate
 
-CONFIG = EvalConfig(batch_size=4, bootstrap=100, gallery=1, worst=2)
+CONFIG = EvalConfig(chunk=5, bootstrap=100, gallery=1, worst=2)
 
 
 def _lines(path: pathlib.Path) -> list[dict]:
@@ -68,16 +68,82 @@ def test_files_name_what_they_hold(world, oracle, tmp_path):
     assert held == {group: row["dice"] for group, row in table.items()}
 
 
-def test_batch_size_and_repetition_change_no_byte(world, oracle, tmp_path):
+def test_chunks_and_repetition_change_no_byte(world, oracle, tmp_path):
   model = oracle(world, shift=1, blind=("spleen",))
   outputs = []
-  for run, batch_size in enumerate((1, 3, 3, 1000)):
-    config = EvalConfig(batch_size=batch_size, bootstrap=100)
+  for run, chunk in enumerate((1, 3, 3, 1000)):
+    config = EvalConfig(chunk=chunk, bootstrap=100)
     folder = tmp_path / str(run)
     evaluate(world, model, config, folder)
     outputs.append(_files(folder))
   assert outputs[0] == outputs[1] == outputs[2] == outputs[3]
   assert len(outputs[0]) == 8
+
+
+class Killed(BaseException):
+  """What ends an evaluation without a word."""
+
+
+@pytest.mark.parametrize("at, done", [(0, 0), (20, 0), (40, 1), (60, 2)])
+def test_stopped_anywhere_it_goes_on(world, oracle, tmp_path, at, done):
+  """All files as if nothing had happened, and no finished chunk done again."""
+  pathlib.Path(world[5].image).write_bytes(b"not a picture")
+  model = oracle(world, shift=1)
+  whole = evaluate(world, model, CONFIG, tmp_path / "whole")
+  asked = [request.question for request in model.requests]
+  model.requests.clear()
+
+  def dies(requests):
+    for number, answer in model(requests):
+      if len(model.requests) > at:
+        raise Killed
+      yield number, answer
+
+  folder = tmp_path / "stopped"
+  with pytest.raises(Killed):
+    evaluate(world, dies, CONFIG, folder)
+  scores = folder / "partial--test" / "scores-0.jsonl"
+  assert len(scores.read_text().splitlines()) == 1 + done
+  with scores.open("a") as file:
+    file.write('{"chunk": 2, "images"')  # half a line
+  model.requests.clear()
+  again = evaluate(world, model, CONFIG, folder)
+  assert _files(folder) == _files(tmp_path / "whole")
+  rest = [request.question for request in model.requests]
+  assert rest == asked[-len(rest) :]
+  assert (len(rest) < len(asked)) == bool(done)
+  assert [s.record for s in again.lowest] == [s.record for s in whole.lowest]
+  assert again.examples == whole.examples
+
+
+def test_processes_share_the_chunks(world, oracle, tmp_path):
+  model = oracle(world, shift=1)
+  evaluate(world, model, CONFIG, tmp_path / "one")
+  folder = tmp_path / "two"
+  asked = []
+  for part in (1, 0):  # the first reads what the second wrote
+    model.requests.clear()
+    found = evaluate(world, model, CONFIG, folder, part=part, parts=2)
+    assert (found is None) == bool(part)
+    asked.append(len(model.requests))
+  assert _files(folder) == _files(tmp_path / "one")
+  assert all(asked)
+
+
+def test_scores_of_two_evaluations_are_not_mixed(world, oracle, tmp_path):
+  def dies(requests):
+    raise Killed
+    yield  # a generator
+
+  with pytest.raises(Killed):
+    evaluate(world, dies, CONFIG, tmp_path, model="step 6")
+  with pytest.raises(ValueError, match="another model; delete it"):
+    evaluate(world, oracle(world), CONFIG, tmp_path, model="step 8")
+  other = EvalConfig(chunk=5, absent_per_image=1)
+  with pytest.raises(ValueError, match="another absent_per_image"):
+    evaluate(world, oracle(world), other, tmp_path, model="step 6")
+  with pytest.raises(ValueError, match="another records"):
+    evaluate(world[:7], oracle(world), CONFIG, tmp_path, model="step 6")
 
 
 def test_order_of_records_changes_no_score(world, oracle, tmp_path):
@@ -186,8 +252,10 @@ def test_progress_wraps_the_records(world, oracle, tmp_path):
 
 def test_answers_that_do_not_fit_are_refused(world, oracle, tmp_path):
   model = oracle(world)
-  with pytest.raises(ValueError, match="4 requests and returned 3"):
-    evaluate(world, lambda r: model(r)[:-1], CONFIG, tmp_path)
+  with pytest.raises(ValueError, match="1 of 30 requests have no answer"):
+    evaluate(world, lambda r: list(model(r))[:-1], CONFIG, tmp_path)
+  with pytest.raises(ValueError, match="numbered 1, but that request"):
+    evaluate(world, lambda r: [*model(r), (1, None)], CONFIG, tmp_path)
   with pytest.raises(ValueError, match="holds no record"):
     evaluate([], model, CONFIG, tmp_path)
   honest = model.found

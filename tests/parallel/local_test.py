@@ -158,14 +158,37 @@ def test_an_unknown_axis_is_an_error(eight):
     attend(jnp.zeros(8))
 
 
-def test_arrays_bring_the_mesh_on_which_they_lie(eight):
-  rows = NamedSharding(eight, PartitionSpec(mesh.BATCH_AXES))
-  for arrays, there in (
-    ({"a": jax.device_put(jnp.zeros(4), rows)}, True),
-    ([jax.ShapeDtypeStruct((4,), jnp.float32, sharding=rows)], True),
-    ([jnp.zeros(4)], False),
-    ([jax.ShapeDtypeStruct((4,), jnp.float32)], False),
+def test_rows_go_to_the_mesh_on_which_the_arrays_lie(eight):
+  """Whole arrays: each device its own rows. Cut ones: the compiler cuts."""
+  data = mesh.make_mesh(mesh.MeshConfig(data=8))
+  rows_BD = jnp.arange(16.0).reshape(16, 1)
+  seen = []
+
+  def double(scale, rows_BD):
+    scope = jax.sharding.get_abstract_mesh()
+    seen.append((len(rows_BD), dict(scope.shape), bool(scope.manual_axes)))
+    return scale[0] * rows_BD
+
+  whole, cut = PartitionSpec(), PartitionSpec("fsdp")
+  scale = jnp.full(2, 2.0)
+  for arrays in (
+    jax.device_put(scale, NamedSharding(data, whole)),
+    jax.device_put(scale, NamedSharding(eight, cut)),
+    scale,
   ):
-    with local.where_it_lies(arrays):
-      found = jax.sharding.get_abstract_mesh()
-    assert found == eight.abstract_mesh if there else found.empty
+    run = jax.jit(local.rows_apart(double, arrays))
+    np.testing.assert_array_equal(run(arrays, rows_BD), 2 * rows_BD)
+    np.testing.assert_array_equal(run(arrays, rows_BD[:3]), 2 * rows_BD[:3])
+  own, uneven, cut, uneven_cut, alone, _ = seen
+  assert own == (2, dict(data.shape), True)
+  assert uneven == (3, dict(data.shape), False)
+  assert cut == (16, dict(eight.shape), False)
+  assert uneven_cut[0] == 3
+  assert alone == (16, {}, False)
+
+
+def test_the_mesh_of_arrays(eight):
+  rows = NamedSharding(eight, PartitionSpec(mesh.BATCH_AXES))
+  shape = jax.ShapeDtypeStruct((4,), jnp.float32, sharding=rows)
+  assert local.mesh_of([shape]) == eight
+  assert local.mesh_of({"a": jnp.zeros(4)}) is None

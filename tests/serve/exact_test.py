@@ -1,0 +1,102 @@
+"""The same files from one device and from many, whatever is under way."""
+
+import dataclasses
+import functools
+
+from flax import nnx
+import jax
+import numpy as np
+import pytest
+import toy
+
+from rcmed_jax.apps import runs
+from rcmed_jax.data import phantoms, pipeline, readers, tokens
+from rcmed_jax.eval.evaluate import EvalConfig, evaluate
+from rcmed_jax.model import rcmed
+from rcmed_jax.parallel import mesh as meshes
+from rcmed_jax.parallel import rules
+from rcmed_jax.serve.assistant import Assistant
+
+SAMPLES = 101
+LENGTHS = (112, 128, 160)
+CONFIG = EvalConfig(
+  protocols=("named", "open"),
+  controls=(),
+  classes_per_question=1,
+  bootstrap=100,
+  chunk=40,
+  gallery=0,
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+  """Drawn images, a tokenizer, and a model that has learnt nothing."""
+  folder = tmp_path_factory.mktemp("world")
+  phantoms.write(folder, SAMPLES, seed=0, size=64)
+  items = readers.read_index(folder / "image2label_train.json")
+  path = folder / "tokenizer.model"
+  tokenizer = tokens.train_tokenizer(pipeline.corpus(items), 640, path)
+  config = toy.model_config(correlation_steps=1)
+  config = dataclasses.replace(
+    config,
+    language=dataclasses.replace(
+      config.language, vocabulary=tokenizer.vocabulary
+    ),
+  )
+  return items, tokenizer, rcmed.RCMed(config, rngs=nnx.Rngs(0))
+
+
+def assistant(world, devices):
+  """Answers with all classes of one image as new ones, in given words.
+
+  What a random model says holds no [SEG]; a class that it is shown has a mask.
+  """
+  items, tokenizer, model = world
+  graphdef, weights = nnx.split(model)
+  mesh = meshes.make_mesh(
+    meshes.MeshConfig(data=devices), jax.devices()[:devices]
+  )
+  weights = jax.device_put(weights, rules.replicated(mesh))
+  make = functools.partial(
+    Assistant,
+    nnx.merge(graphdef, weights),
+    tokenizer,
+    image_size=toy.IMAGE_SIZE,
+    lengths=LENGTHS,
+    rows=4,
+    max_new=8,
+    max_targets=2,
+  )
+  teacher = make()
+  classes = {}
+  for item in items:
+    triplet = item.load()
+    everywhere_IJ = np.ones(triplet.image_IJC.shape[:2], bool)
+    for name in triplet.classes:
+      # A question that names a liver tumor names a liver as well.
+      apart = not any(name in one or one in name for one in classes)
+      if apart and len(classes) < 9:
+        example = (triplet.image_IJC, everywhere_IJ)
+        classes[name] = teacher.learn(name, triplet.modality, [example])
+  return make(classes=tuple(classes.values()))
+
+
+@pytest.mark.heavy
+def test_devices_and_requests_under_way_change_no_byte(world, tmp_path):
+  """1, 3 and 8 devices, 1, 4 and 7 requests under way, 101 samples."""
+  outputs = {}
+  for devices in (1, 3, 8):
+    answers = assistant(world, devices)
+    for under_way in (1, 4, 7):
+      folder = tmp_path / f"{devices}-{under_way}"
+      ask = functools.partial(runs.answers, answers, under_way=under_way)
+      found = evaluate(world[0], ask, CONFIG, folder)
+      assert found.images == SAMPLES
+      outputs[devices, under_way] = {
+        path.name: path.read_bytes() for path in folder.iterdir()
+      }
+  wanted = outputs.pop((1, 1))
+  assert wanted["metrics--test.jsonl"].count(b'"present": true') > SAMPLES / 2
+  for files in outputs.values():
+    assert files == wanted
