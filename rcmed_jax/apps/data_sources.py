@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   group.add_argument("--dataset", default="", help="name of the data set")
   group.add_argument("--license", default="", help='"CC-BY-4.0"')
   _add_volume_arguments(parser)
+  _add_tile_arguments(parser)
 
 
 def open_all(
@@ -123,6 +124,25 @@ def _add_volume_arguments(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def _add_tile_arguments(parser: argparse.ArgumentParser) -> None:
+  defaults = sources.Options()
+  group = parser.add_argument_group("slides and other large pictures")
+  group.add_argument(
+    "--tile",
+    type=int,
+    default=defaults.tile,
+    metavar="PIXELS",
+    help="side of a tile (default: %(default)s)",
+  )
+  group.add_argument(
+    "--tile-overlap",
+    type=int,
+    default=defaults.tile_overlap,
+    metavar="PIXELS",
+    help="that neighbours share (default: %(default)s)",
+  )
+
+
 def _options(args: argparse.Namespace) -> sources.Options:
   return sources.Options(
     modality=args.modality,
@@ -134,6 +154,8 @@ def _options(args: argparse.Namespace) -> sources.Options:
     assume_same_grid=args.assume_same_grid,
     label_names=tuple(args.label),
     window=args.window,
+    tile=args.tile,
+    tile_overlap=args.tile_overlap,
     keep_identifiers=args.keep_identifiers,
     key=_key(args.pseudonym_key),
   )

@@ -171,7 +171,10 @@ def label_names(
 
 
 def listed(
-  folder: pathlib.Path, faults: Faults, deep: bool = True
+  folder: pathlib.Path,
+  faults: Faults,
+  deep: bool = True,
+  suffixes: tuple[str, ...] = SUFFIXES,
 ) -> dict[str, pathlib.Path]:
   """Name without ending -> the picture, sorted; others are faults.
 
@@ -182,12 +185,12 @@ def listed(
   twice: dict[str, list[pathlib.Path]] = {}
   for path in _files(folder, deep):
     name = path.relative_to(folder).with_suffix("").as_posix()
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() not in suffixes:
       faults(
         DataError(
           path,
           "image",
-          f"its ending is none of {', '.join(SUFFIXES)}",
+          f"its ending is none of {', '.join(suffixes)}",
           "Save it as one of these, or move it elsewhere",
         )
       )
@@ -213,7 +216,10 @@ Masks = dict[str, tuple[list[tuple[str, str]], str]]
 
 
 def masks_of(
-  folder: pathlib.Path, found: dict[str, pathlib.Path], faults: Faults
+  folder: pathlib.Path,
+  found: dict[str, pathlib.Path],
+  faults: Faults,
+  suffixes: tuple[str, ...] = SUFFIXES,
 ) -> Masks:
   """The masks of each image; those of no image are faults."""
   masks: Masks = {}
@@ -225,10 +231,10 @@ def masks_of(
     except DataError as error:
       faults(error)
       continue
-    for image, mask in listed(path, faults).items():
+    for image, mask in listed(path, faults, True, suffixes).items():
       if _known(image, mask, found, faults):
         masks.setdefault(image, ([], ""))[0].append((str(mask), name))
-  for image, mask in listed(folder, faults, deep=False).items():
+  for image, mask in listed(folder, faults, False, suffixes).items():
     if _known(image, mask, found, faults):
       masks[image] = (masks.get(image, ([], ""))[0], str(mask))
   return masks

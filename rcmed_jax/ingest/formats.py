@@ -2,7 +2,6 @@
 
 import collections
 import importlib
-import importlib.util
 import pathlib
 from types import ModuleType
 
@@ -31,7 +30,7 @@ LOOKS = {
   "coco": "COCO JSON with images, annotations and categories",
   "biomedparse": "DATASET/train beside DATASET/train_mask",
   "folder": "a folder with images/ and masks/CLASS/ or masks/",
-  "tiles": "one big TIFF or PNG with NAME--masks/CLASS.tif beside it",
+  "tiles": "slides/ of large TIFF or PNG with masks/CLASS/ or masks/",
   "nifti": "a folder of NIfTI images and labels",
   "nrrd": "a folder of NRRD images and labels",
   "challenge": "npz files with imgs and gts, or their folder",
@@ -78,7 +77,7 @@ def detect(path: pathlib.Path) -> str:
   Raises:
     DataError: it is in none, or in several.
   """
-  found = [name for name in _written() if _module(name).matches(path)]
+  found = [name for name in FORMATS if _module(name).matches(path)]
   if len(found) == 1:
     return found[0]
   if found:
@@ -104,14 +103,6 @@ def _module(name: str) -> ModuleType:
       "it found out."
     )
   return importlib.import_module(f"rcmed_jax.ingest.{FORMATS[name]}")
-
-
-def _written() -> list[str]:
-  return [
-    name
-    for name, module in FORMATS.items()
-    if importlib.util.find_spec(f"rcmed_jax.ingest.{module}")
-  ]
 
 
 def _contents(path: pathlib.Path) -> str:

@@ -40,6 +40,10 @@ class Options:
   assume_same_grid: bool = False  # labels fit voxel for voxel, whatever is said
   label_names: tuple[tuple[int, str], ...] = ()  # label value -> class
   window: str = ""  # one of windows.CT; "": by the targets in the slice
+  # Of slides and other large pictures: tiles of so many pixels a side, of which
+  # neighbours share so many.
+  tile: int = 1024
+  tile_overlap: int = 0
   # Of DICOM files: their own names and numbers in ids, not pseudonyms.
   keep_identifiers: bool = False
   # What pseudonyms are made with; the same key gives the same ones.
@@ -50,6 +54,11 @@ class Options:
       raise ValueError(
         f"empty_slices={self.empty_slices!r} is none of "
         f"{', '.join(EMPTY_SLICES)}."
+      )
+    if not 0 <= self.tile_overlap < self.tile:
+      raise ValueError(
+        f"tile_overlap={self.tile_overlap}: expected 0 to less than the tile's "
+        f"{self.tile} pixels."
       )
 
 
