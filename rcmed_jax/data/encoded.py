@@ -5,6 +5,7 @@ with `tfds.builder_from_directory` as well as here. The header is small JSON of
 all that is known without pixels. Bytes depend on the triplet alone.
 """
 
+from collections.abc import Iterator
 import functools
 import json
 import struct
@@ -12,7 +13,6 @@ from typing import Any
 import zlib
 
 import cv2
-from google.protobuf import message
 import numpy as np
 
 from rcmed_jax.data.records import Triplet
@@ -23,6 +23,10 @@ _HEADER = struct.Struct(">II5B")
 _ONE_BIT = (1, 0, 0, 0, 0)
 # Masks are flat: more effort saves little and costs time when building.
 _EFFORT = 6
+
+# Of protocol buffers: the kind of field, and where a feature holds bytes.
+_WITH_LENGTH = 2
+_BYTES_LIST = 1
 
 # What of a triplet is in its header.
 _WORDS = ("id", "modality", "description", "license", "group")
@@ -73,7 +77,11 @@ def encode(triplet: Triplet) -> bytes:
   known = features()
   data = known.serialize_example(known.encode_example(values))
   # The features are a map, whose order differs from process to process.
-  return _example(data).SerializeToString(deterministic=True)
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  # pyright does not see through generated code.
+  example = tf_example_pb2.Example.FromString(data)  # pyright: ignore
+  return example.SerializeToString(deterministic=True)
 
 
 def decode(data: bytes) -> tuple[str, np.ndarray, list[np.ndarray]]:
@@ -83,12 +91,12 @@ def decode(data: bytes) -> tuple[str, np.ndarray, list[np.ndarray]]:
     ValueError: it is no such example.
   """
   try:
-    feature = _example(data).features.feature
-    name = feature["id"].bytes_list.value[0].decode()
-    image_IJC = read_image(feature["image"].bytes_list.value[0])
-    masks = [read_mask(png) for png in feature["masks"].bytes_list.value]
-  except (message.DecodeError, IndexError, cv2.error) as error:
-    raise ValueError(f"it is no whole example ({error})") from error
+    lists = _features(data)
+    name = bytes(lists["id"][0]).decode()
+    image_IJC = read_image(lists["image"][0])
+    masks = [read_mask(png) for png in lists.get("masks", ())]
+  except (KeyError, IndexError, cv2.error) as error:
+    raise ValueError(f"it is no whole example ({error!r})") from error
   if any(mask_IJ.shape != image_IJC.shape[:2] for mask_IJ in masks):
     raise ValueError("a mask is not of its image's size")
   return name, image_IJC, masks
@@ -124,7 +132,7 @@ def image_png(image_IJC: np.ndarray) -> bytes:
   return cv2.imencode(".png", stored)[1].tobytes()
 
 
-def read_image(png: bytes) -> np.ndarray:
+def read_image(png: bytes | memoryview) -> np.ndarray:
   """uint8[I, J, 3], RGB, of what `image_png` wrote.
 
   Raises:
@@ -153,7 +161,7 @@ def mask_png(mask_IJ: np.ndarray) -> bytes:
   )
 
 
-def read_mask(png: bytes) -> np.ndarray:
+def read_mask(png: bytes | memoryview) -> np.ndarray:
   """bool[I, J] of what `mask_png` wrote.
 
   Without libpng, which spends four times as long on single bits.
@@ -184,8 +192,44 @@ def _chunk(name: bytes, data: bytes) -> bytes:
   return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
 
 
-def _example(data: bytes) -> Any:
-  from tensorflow_datasets.proto import tf_example_pb2
+def _features(data: bytes) -> dict[str, list[memoryview]]:
+  """The lists of bytes of a serialized example, by name; nothing is copied.
 
-  # pyright does not see through generated code.
-  return tf_example_pb2.Example.FromString(data)  # pyright: ignore
+  Read by hand: TFDS's class for it cannot be had without TFDS itself, whose
+  import, begun by several threads of a pipeline, was seen to wait for ever.
+  Example, features, map entry, feature and list are all fields with a length.
+  Source: the wire format of protocol buffers.
+  """
+  found: dict[str, list[memoryview]] = {}
+  for _, features in _fields(memoryview(data)):
+    for _, entry in _fields(features):
+      (_, name), (_, feature) = _fields(entry)
+      for kind, values in _fields(feature):
+        if kind == _BYTES_LIST:
+          listed = [value for _, value in _fields(values)]
+          found[bytes(name).decode()] = listed
+  return found
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+  """(number, content) of each field with a length."""
+  place = 0
+  while place < len(data):
+    tag, place = _varint(data, place)
+    length, place = _varint(data, place)
+    if tag & 7 != _WITH_LENGTH or place + length > len(data):
+      raise ValueError("it is no whole example")
+    yield tag >> 3, data[place : place + length]
+    place += length
+
+
+def _varint(data: memoryview, place: int) -> tuple[int, int]:
+  """A number of seven bits a byte, lowest first, and where it ends."""
+  value = shift = 0
+  while place < len(data):
+    byte = data[place]
+    value |= (byte & 0x7F) << shift
+    place, shift = place + 1, shift + 7
+    if byte < 0x80:
+      return value, place
+  raise ValueError("it breaks off within a number")

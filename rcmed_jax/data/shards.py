@@ -22,6 +22,8 @@ import pathlib
 import threading
 from typing import Any, overload
 
+# Compiled, so that pyright does not see it.
+from array_record.python import array_record_module  # pyright: ignore
 import numpy as np
 
 from rcmed_jax.data import encoded, files
@@ -357,9 +359,6 @@ def _check_size(path: pathlib.Path, expected: File) -> None:
 
 
 def _open(path: str) -> Any:
-  # Compiled, so that pyright does not see it.
-  from array_record.python import array_record_module  # pyright: ignore
-
   return array_record_module.ArrayRecordReader(
     path, options=_READ_OPTIONS, file_reader_buffer_size=_READ_BUFFER
   )

@@ -9,6 +9,8 @@ import pathlib
 import tempfile
 from typing import Any
 
+# Compiled, so that pyright does not see it.
+from array_record.python import array_record_module  # pyright: ignore
 from etils import epath
 import numpy as np
 
@@ -178,9 +180,6 @@ def _require_sound(unit: Unit, triplet: Triplet) -> None:
 
 
 def _writer(path: pathlib.Path, options: str) -> Any:
-  # Compiled, so that pyright does not see it.
-  from array_record.python import array_record_module  # pyright: ignore
-
   return array_record_module.ArrayRecordWriter(str(path), options)
 
 

@@ -103,12 +103,12 @@ def digests(batch):
 
 
 def read_on(folder, tokenizer, notes, process, processes, delay_s):
-  """Goes on from the newest state and notes each batch by its number."""
+  """Notes each batch by its number; goes on from its own state, or `start`."""
   notes.mkdir(exist_ok=True)
   name = f"quarantine-{process}.jsonl"
   made = batches(opened(folder), tokenizer, notes / name, process, processes)
-  state = notes / "state-0.json"  # that of process 0 is everybody's
-  step = 0
+  mine, step = notes / f"state-{process}.json", 0
+  state = mine if mine.exists() else notes / "start.json"
   if state.exists():
     step, saved = json.loads(state.read_text())
     made.set_state(saved)
@@ -119,7 +119,6 @@ def read_on(folder, tokenizer, notes, process, processes, delay_s):
     # A batch that was read but not yet counted comes again, the same.
     assert not note.exists() or note.read_text() == found
     _replace(note, found)
-    mine = notes / f"state-{process}.json"
     _replace(mine, json.dumps([number + 1, made.get_state()]))
     print(number, flush=True)
     time.sleep(delay_s)
@@ -318,11 +317,10 @@ def test_two_killed_processes_go_on_as_four(
   state = notes / "state-0.json"
   assert 0 < json.loads(state.read_text())[0] < STEPS
   assert noted(notes)
-  # One after another, lest four of them fill the machine; each begins where
-  # the state of two left off.
-  kept = state.read_text()
+  # The state of one of the two is that of all four.
+  state.rename(notes / "start.json")
+  (notes / "state-1.json").unlink()
   for p in range(4):
-    state.write_text(kept)
     process = started(original, model, notes, program, p, 4)
     process.communicate()
     assert process.returncode == 0
