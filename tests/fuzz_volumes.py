@@ -8,6 +8,7 @@ not handed over as a fault. Memory is limited to two gigabytes.
 """
 
 import gzip
+import io
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ import random
 import resource
 import signal
 import sys
+import zipfile
 
 # Threads of linear algebra reserve memory that nobody uses.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
@@ -128,15 +130,24 @@ def mutated_nrrd(folder: pathlib.Path, rng: random.Random):
 def mutated_npz(folder: pathlib.Path, rng: random.Random):
   """A damaged file of the challenge."""
   image, labels, _ = volume_files.patient()
+  arrays = {
+    "imgs": volume_files.axial(image.astype(np.uint8)),
+    "gts": volume_files.axial(labels),
+    "spacing": np.ones(3),
+  }
+  # Damage inside an array has its archive's checksum; damage outside has not.
+  victim = rng.choice((*arrays, ""))
   path = folder / "CT_a.npz"
-  save = rng.choice((np.savez, np.savez_compressed))
-  save(
-    path,
-    imgs=volume_files.axial(image.astype(np.uint8)),
-    gts=volume_files.axial(labels),
-    spacing=np.ones(3),
-  )
-  path.write_bytes(mutate(path.read_bytes(), rng, 200))
+  with zipfile.ZipFile(path, "w", rng.choice((0, 8))) as archive:
+    for name, values in arrays.items():
+      file = io.BytesIO()
+      np.save(file, values)
+      content = file.getvalue()
+      if name == victim:
+        content = mutate(content, rng, 128)
+      archive.writestr(f"{name}.npy", content)
+  if not victim:
+    path.write_bytes(mutate(path.read_bytes(), rng, 200))
   return challenge.open_source(folder, options(rng))
 
 

@@ -19,21 +19,24 @@ columns to slices is read off public entries to the challenge.
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import random
-import struct
-import tokenize
 from typing import Any
 import zipfile
-import zlib
 
 import numpy as np
 
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.data.records import Triplet
-from rcmed_jax.ingest import geometry, sources, volumes, windows
+from rcmed_jax.ingest import (
+  geometry,
+  label_map,
+  npz_file,
+  sources,
+  volumes,
+  windows,
+)
 
 SUFFIX = ".npz"
 INSTANCE = "instance_label"
@@ -47,24 +50,9 @@ _MOST_TEXT = 64_000_000
 # Words of a text that may be a class's name: "inferior vena cava of the liver".
 _NAME_WORDS = 6
 
-_DAMAGED = (
-  zipfile.BadZipFile,
-  zlib.error,
-  OSError,
-  EOFError,
-  ValueError,
-  TypeError,
-  KeyError,
-  NotImplementedError,
-  OverflowError,
-  MemoryError,
-  IndexError,
-  struct.error,
-  # numpy reads an array's header as Python.
-  SyntaxError,
-  tokenize.TokenError,
-  RuntimeError,  # zipfile's, of encrypted members
-)
+# Spacing beyond these is no distance but a fault, and counts as unknown: from a
+# nanometre to a metre.
+_LEAST_MM, _MOST_MM = 1e-6, 1e3
 
 
 def matches(path: pathlib.Path) -> bool:
@@ -165,7 +153,7 @@ class Unit:
     classes, sentences = self._classes()
     targets = None
     if labels is not None:
-      targets = volumes.LabelMap(labels, view, classes, self.path, faults)
+      targets = label_map.LabelMap(labels, view, classes, self.path, faults)
 
     def describe(z: int, present: Sequence[str]) -> str | None:
       # One of each class's sentences, the same whenever it is asked for.
@@ -216,16 +204,16 @@ def _arrays(
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
   """Image, labels and spacing of a file, its labels' file looked into too."""
   try:
-    image = _member(path, "imgs")
-    labels = _member(path, "gts")
-    spacing = _member(path, "spacing")
+    image = npz_file.member(path, "imgs")
+    labels = npz_file.member(path, "gts")
+    spacing = npz_file.member(path, "spacing")
     beside = _LABEL_FOLDERS.get(path.parent.name)
     other = path.parent.parent / beside / path.name if beside else path
     if labels is None and other != path and other.is_file():
-      labels = _member(other, "gts")
+      labels = npz_file.member(other, "gts")
   except DataError:
     raise
-  except _DAMAGED as error:
+  except npz_file.DAMAGED as error:
     raise DataError(
       path,
       "image",
@@ -252,37 +240,6 @@ def _arrays(
   return image, labels, spacing
 
 
-def _member(path: pathlib.Path, name: str) -> np.ndarray | None:
-  """An array of an npz, its size checked before it is unpacked.
-
-  Objects are refused: to unpickle them is to run what they say.
-  """
-  with zipfile.ZipFile(path) as archive:
-    try:
-      info = archive.getinfo(f"{name}.npy")
-    except KeyError:
-      return None
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-      raise DataError(path, name, "it is not deflated", "Save it by numpy")
-    with archive.open(info) as file:
-      version = np.lib.format.read_magic(file)
-      read = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-      }.get(version)
-      if read is None:
-        raise ValueError(f"version {version} of the npy format")
-      shape, _, dtype = read(file)
-    if dtype.hasobject:
-      raise DataError(
-        path, name, "it holds Python objects", "Save plain arrays of numbers"
-      )
-    needed = math.prod(shape) * dtype.itemsize
-    volumes.check_bytes(path, name, needed, info.compress_size + 1)
-    with archive.open(info) as file:
-      return np.lib.format.read_array(file, allow_pickle=False)
-
-
 def _view(
   shape: Sequence[int], spacing: np.ndarray | None, axis: str
 ) -> geometry.View:
@@ -292,7 +249,8 @@ def _view(
     and spacing.shape == (3,)
     and spacing.dtype.kind in "iuf"
     and bool(np.isfinite(spacing).all())
-    and bool((spacing > 0).all())
+    and bool((spacing > _LEAST_MM).all())
+    and bool((spacing < _MOST_MM).all())
   )
   if spacing is not None and known:
     steps = spacing.astype(float).tolist()

@@ -22,11 +22,10 @@ from rcmed_jax.data import readers
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.data.records import Triplet
 from rcmed_jax.ingest import (
+  dicom_file,
   dicom_header,
   dicom_masks,
   dicom_pixels,
-  dicom_rtstruct,
-  dicom_seg,
   dicom_stack,
   geometry,
   privacy,
@@ -35,8 +34,7 @@ from rcmed_jax.ingest import (
   windows,
 )
 
-_SUFFIXES = (".dcm", ".dicom", ".ima")
-_PREAMBLE = 128  # bytes, and then DICM
+Known = tuple[dicom_file.File, dicom_header.Header]
 
 # Files of a folder that are looked into to tell whether it is one of DICOM.
 _LOOKED_INTO = 20
@@ -45,12 +43,12 @@ _LOOKED_INTO = 20
 def matches(path: pathlib.Path) -> bool:
   """Whether it is a DICOM file, or a folder with one among its first files."""
   if path.is_file():
-    return _is_dicom(path)
+    return dicom_file.is_dicom(path)
   seen = 0
   for folder, folders, names in os.walk(path):
     folders.sort()
     for name in sorted(names):
-      if _is_dicom(pathlib.Path(folder) / name):
+      if dicom_file.is_dicom(pathlib.Path(folder) / name):
         return True
       seen += 1
       if seen >= _LOOKED_INTO:
@@ -65,14 +63,6 @@ def open_source(path: pathlib.Path, options: sources.Options) -> sources.Source:
   agree with those of no other source and no other run.
   """
   return Source(pathlib.Path(path), privacy.with_key(options))
-
-
-@dataclasses.dataclass(frozen=True)
-class File:
-  """A file and how faults name it."""
-
-  path: pathlib.Path = dataclasses.field(repr=False)
-  where: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +87,14 @@ class Source:
       raise DataError(
         self.root, "source", "it is an empty folder", "Give one of DICOM files"
       )
-    images: dict[tuple[str, ...], list[tuple[File, dicom_header.Header]]] = {}
-    masks: list[tuple[File, dicom_header.Header]] = []
+    images: dict[tuple[str, ...], list[Known]] = {}
+    masks: list[Known] = []
     for number, path in enumerate(paths, 1):
-      file = File(path, privacy.place(self.options, self.root, path, number))
+      file = dicom_file.File(
+        path, privacy.place(self.options, self.root, path, number)
+      )
       try:
-        header = read_header(file)
+        header = dicom_file.read_header(file)
       except DataError as error:
         faults(error)
         continue
@@ -132,8 +124,8 @@ class Source:
 
   def _unit(
     self,
-    members: Sequence[tuple[File, dicom_header.Header]],
-    masks: Sequence[File],
+    members: Sequence[Known],
+    masks: Sequence[dicom_file.File],
   ) -> "Unit":
     file, header = members[0]
     root = pathlib.Path(os.path.abspath(self.root))
@@ -164,8 +156,8 @@ class Unit:
 
   id: str
   group: str
-  files: tuple[File, ...]
-  masks: tuple[File, ...]
+  files: tuple[dicom_file.File, ...]
+  masks: tuple[dicom_file.File, ...]
   modality: str
   dataset: str
   options: sources.Options = dataclasses.field(repr=False)
@@ -204,7 +196,7 @@ class Unit:
         "no segmentation or structure set here is of this series",
         'Add it, or take images without by empty_slices="keep"',
       )
-    headers = [read_header(file) for file in self.files]
+    headers = [dicom_file.read_header(file) for file in self.files]
     stack = dicom_stack.stack(headers, self.where, self.options.axis)
     voxels, frames = self._pixels(headers, stack)
     view = stack.view
@@ -236,7 +228,7 @@ class Unit:
     slope_Z, intercept_Z = np.ones(depth), np.zeros(depth)
     done = 0
     for file, header in zip(self.files, headers, strict=True):
-      frames = read_frames(file, header)
+      frames = dicom_file.read_frames(file, header)
       if stored is None:
         shape = (depth, *frames.stored.shape[1:])
         _check_total(self.where, shape, frames.stored.dtype)
@@ -272,85 +264,24 @@ class Unit:
     for file in self.masks:
       try:
         found.append(
-          read_masks(file, assume_same=self.options.assume_same_grid)
+          dicom_file.read_masks(file, assume_same=self.options.assume_same_grid)
         )
       except DataError as error:
         faults(error)
     return dicom_masks.combine(found, stack, self.where, faults)
 
 
-def read_header(file: File) -> dicom_header.Header:
-  """The header of a file.
-
-  Raises:
-    DataError: it is no DICOM file, or one that cannot be used.
-  """
-  return privacy.attempt(
-    file.where,
-    "header",
-    "its header cannot be read",
-    "Get the file again, or leave it out",
-    lambda: dicom_header.parse(
-      dicom_header.open_file(file.path, file.where, pixels=False), file.where
-    ),
-  )
-
-
-def read_frames(file: File, header: dicom_header.Header) -> dicom_pixels.Frames:
-  """The frames of an image file.
-
-  Raises:
-    DataError: they cannot be decoded.
-  """
-  return privacy.attempt(
-    file.where,
-    "image",
-    "it cannot be read",
-    "Get the file again, or leave it out",
-    lambda: dicom_pixels.decode(
-      dicom_header.open_file(file.path, file.where, pixels=True),
-      header,
-      file.where,
-    ),
-  )
-
-
-def read_masks(file: File, *, assume_same: bool) -> dicom_masks.Reader:
-  """A segmentation or structure set.
-
-  Raises:
-    DataError: it is none, or cannot be used.
-  """
-
-  def work() -> dicom_masks.Reader:
-    dataset = dicom_header.open_file(file.path, file.where, pixels=True)
-    header = dicom_header.parse(dataset, file.where)
-    if header.kind == "seg":
-      return dicom_seg.Segmentation(
-        dataset, header, file.where, assume_same=assume_same
-      )
-    return dicom_rtstruct.Structures(dataset, file.where)
-
-  return privacy.attempt(
-    file.where,
-    "mask",
-    "its masks cannot be read",
-    "Get the file again, or leave it out",
-    work,
-  )
-
-
 def _assign(
-  images: Sequence[Sequence[tuple[File, dicom_header.Header]]],
-  masks: Sequence[tuple[File, dicom_header.Header]],
+  images: Sequence[Sequence[Known]],
+  masks: Sequence[Known],
   faults: sources.Faults,
-) -> list[list[File]]:
+) -> list[list[dicom_file.File]]:
   """The mask files of each unit.
 
   By the images that they refer to, or else the series, or else the frame of
   reference, if it is that of one series alone.
   """
-  given: list[list[File]] = [[] for _ in images]
+  given: list[list[dicom_file.File]] = [[] for _ in images]
   # What a mask may refer to -> the units that are meant.
   by: list[dict[str, set[int]]] = [{}, {}, {}]
   for number, members in enumerate(images):
@@ -415,13 +346,3 @@ def _check_total(where: str, shape: Sequence[int], dtype: np.dtype) -> None:
       f"{volumes.MAX_BYTES / 1e6:,.0f} are held",
       "Cut it into parts",
     )
-
-
-def _is_dicom(path: pathlib.Path) -> bool:
-  if path.suffix.lower() in _SUFFIXES:
-    return True
-  try:
-    with path.open("rb") as file:
-      return file.read(_PREAMBLE + 4)[_PREAMBLE:] == b"DICM"
-  except OSError:
-    return False

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from rcmed_jax.data.checks import DataError
-from rcmed_jax.ingest import dicom_stack, sources, volumes
+from rcmed_jax.ingest import dicom_stack, label_map, sources, volumes
 
 _MOST_CLASSES = 64  # bits of the largest integer
 
@@ -46,7 +46,7 @@ def combine(
   stack: dicom_stack.Stack,
   where: str,
   faults: sources.Faults,
-) -> volumes.Planes:
+) -> label_map.Planes:
   """The targets of a series. Pieces of one class are added.
 
   Raises:
@@ -80,7 +80,7 @@ def combine(
       faults(error)
   for name in faulty:
     bits_ZIJ &= ~bits_ZIJ.dtype.type(1 << names.index(name))
-  return volumes.Planes(bits_ZIJ, stack.view, names)
+  return label_map.Planes(bits_ZIJ, stack.view, names)
 
 
 def _shape(stack: dicom_stack.Stack) -> tuple[int, int, int]:

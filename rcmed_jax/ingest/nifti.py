@@ -9,6 +9,7 @@ import math
 import pathlib
 import types
 from typing import Any
+import warnings
 import zlib
 
 import numpy as np
@@ -96,7 +97,10 @@ def _strict(nibabel: types.ModuleType) -> Iterator[None]:
   before = logger.disabled
   logger.disabled = True
   try:
-    with nibabel.imageglobals.ErrorLevel(_DAMAGED):
+    with (
+      nibabel.imageglobals.ErrorLevel(_DAMAGED),
+      warnings.catch_warnings(action="ignore"),
+    ):
       yield
   finally:
     logger.disabled = before

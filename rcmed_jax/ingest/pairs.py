@@ -12,7 +12,6 @@ is part of a unit or a fault. What a file holds, NIfTI and NRRD say themselves.
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -20,9 +19,14 @@ from typing import Any
 
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.data.records import Triplet
-from rcmed_jax.ingest import geometry, sources, volumes, windows
-
-DATASET_FILE = "dataset.json"
+from rcmed_jax.ingest import (
+  dataset_json,
+  geometry,
+  label_map,
+  sources,
+  volumes,
+  windows,
+)
 
 IMAGE_STEMS = ("image", "img", "volume")
 LABEL_STEMS = ("label", "labels", "mask", "seg", "segmentation")
@@ -44,15 +48,6 @@ Read = Callable[[pathlib.Path, str], Stored]
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
-  """What a `dataset.json` says."""
-
-  classes: volumes.Classes = ()
-  channels: tuple[tuple[int, str], ...] = ()
-  license: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class Unit:
   """An image volume and its labels."""
 
@@ -60,7 +55,7 @@ class Unit:
   group: str
   image: pathlib.Path
   labels: pathlib.Path | None
-  told: Told
+  told: dataset_json.Told
   channel: int | None
   dataset: str
   options: sources.Options
@@ -102,7 +97,7 @@ class Unit:
         or self.told.classes
         or labels.classes
       )
-      targets = volumes.LabelMap(
+      targets = label_map.LabelMap(
         labels.voxels, other, classes, self.labels, faults
       )
     return volumes.Volume(
@@ -144,7 +139,7 @@ class Source:
   def units(self, faults: sources.Faults) -> Iterator[Unit]:
     """See `sources.Source`."""
     if self.root.is_file():
-      told = _told(self.root.parent, faults)
+      told = dataset_json.find(self.root.parent, faults)
       yield self._unit(self.root, None, None, told)
       return
     anything = False
@@ -177,7 +172,7 @@ class Source:
         if not self._has_image(images, stem):
           faults(_orphan(folder / name, images))
     elif kind.startswith("images"):
-      told = _told(folder.parent, faults)
+      told = dataset_json.find(folder.parent, faults)
       there = self._stems(folder.parent / f"labels{folder.name[6:]}")
       for name, stem in files.items():
         channel = _CHANNEL.search(stem)
@@ -186,10 +181,13 @@ class Source:
         number = int(channel[1]) if channel and stem not in there else None
         yield self._unit(folder / name, labels, number, told)
     else:
-      yield from self._of_case(folder, files, _told(folder, faults))
+      yield from self._of_case(folder, files, dataset_json.find(folder, faults))
 
   def _of_case(
-    self, folder: pathlib.Path, files: Mapping[str, str], told: Told
+    self,
+    folder: pathlib.Path,
+    files: Mapping[str, str],
+    told: dataset_json.Told,
   ) -> Iterator[Unit]:
     """A folder that is one case, or one of images without labels."""
     images = [n for n, stem in files.items() if stem.lower() in IMAGE_STEMS]
@@ -207,7 +205,7 @@ class Source:
     image: pathlib.Path,
     labels: pathlib.Path | None,
     channel: int | None,
-    told: Told,
+    told: dataset_json.Told,
   ) -> Unit:
     inside = image.name
     if image != self.root:
@@ -298,60 +296,3 @@ def _walk(
       folders.clear()
     # A dot at the front is macOS's way to write what no volume is.
     yield here, sorted(name for name in names if not name.startswith("."))
-
-
-def _told(folder: pathlib.Path, faults: sources.Faults) -> Told:
-  """What the folder's `dataset.json` says, or one's above it."""
-  for place in (folder, folder.parent):
-    path = place / DATASET_FILE
-    if not path.is_file():
-      continue
-    try:
-      return read_dataset(path)
-    except DataError as error:
-      faults(error)
-  return Told()
-
-
-def read_dataset(path: pathlib.Path) -> Told:
-  """A `dataset.json`: of nnU-Net, or of the Medical Segmentation Decathlon.
-
-  nnU-Net has {"labels": {"liver": 1}}, its regions {"tumour": [1, 2]}, the
-  decathlon {"labels": {"1": "liver"}}; channels are "channel_names" or
-  "modality", {"0": "CT"}. Background is no class.
-
-  Raises:
-    DataError: it is no JSON of this form.
-  """
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    classes: dict[str, tuple[int, ...]] = {}
-    for key, value in content.get("labels", {}).items():
-      values, name = _label(key, value)
-      words = volumes.class_name(path, name)
-      wanted = tuple(number for number in values if number != 0)
-      if wanted and words.lower() != "background":
-        classes[words] = (*classes.get(words, ()), *wanted)
-    channels = content.get("channel_names", content.get("modality", {}))
-    license = content.get("licence", content.get("license"))
-    return Told(
-      tuple(classes.items()),
-      tuple((int(key), str(name)) for key, name in channels.items()),
-      str(license) if license else None,
-    )
-  except (OSError, ValueError, TypeError, AttributeError) as error:
-    if isinstance(error, DataError):
-      raise
-    raise DataError(
-      path,
-      "dataset.json",
-      f"it cannot be read ({error})",
-      'Expected {"labels": {"liver": 1}, "channel_names": {"0": "CT"}}',
-    ) from error
-
-
-def _label(key: str, value: Any) -> tuple[tuple[int, ...], str]:
-  if isinstance(value, str):
-    return (int(key),), value
-  values = value if isinstance(value, list) else [value]
-  return tuple(int(number) for number in values), key

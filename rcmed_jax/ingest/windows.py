@@ -173,11 +173,19 @@ def scale(
     return lambda values_IJ, classes: colours(
       apply(values_IJ, CT[window or choose(classes)])
     )
-  low, high = span(sample)
+  low, high = _span(sample)
   return lambda values_IJ, classes: colours(_stretch(values_IJ, low, high))
 
 
-def span(values: np.ndarray) -> tuple[float, float]:
+def _stretch(values_IJ: np.ndarray, low: float, high: float) -> np.ndarray:
+  """Black at `low`, white at `high`; what is no number is black."""
+  with np.errstate(all="ignore"):  # of infinite values, and infinite spans
+    share_IJ = (np.asarray(values_IJ, np.float64) - low) / (high - low)
+  share_IJ = np.nan_to_num(share_IJ, nan=0.0, posinf=1.0, neginf=0.0)
+  return np.rint(np.clip(share_IJ, 0, 1) * 255).astype(np.uint8)
+
+
+def _span(values: np.ndarray) -> tuple[float, float]:
   """Black and white of values without a scale: `DARK` and `BRIGHT` percent.
 
   Of those that are finite and not 0; of a picture of one value, that and 1
@@ -188,20 +196,6 @@ def span(values: np.ndarray) -> tuple[float, float]:
     return 0.0, 1.0
   low, high = np.percentile(told, (DARK, BRIGHT))
   return float(low), float(high if high > low else low + 1)
-
-
-def grey(values_IJ: np.ndarray) -> np.ndarray:
-  """uint8[I, J] of one picture: 8 bits as they are, more by percentile."""
-  if values_IJ.dtype == np.uint8:
-    return values_IJ
-  return _stretch(values_IJ, *span(values_IJ))
-
-
-def _stretch(values_IJ: np.ndarray, low: float, high: float) -> np.ndarray:
-  """Black at `low`, white at `high`; what is no number is black."""
-  share_IJ = (np.asarray(values_IJ, np.float64) - low) / (high - low)
-  share_IJ = np.nan_to_num(share_IJ, nan=0.0, posinf=1.0, neginf=0.0)
-  return np.rint(np.clip(share_IJ, 0, 1) * 255).astype(np.uint8)
 
 
 def _sample(voxels: Any, view: geometry.View) -> tuple[np.ndarray, float]:

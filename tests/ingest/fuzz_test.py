@@ -33,6 +33,6 @@ def test_500_mutated_files_are_read_or_refused(kind, tmp_path):
   assert run.returncode == 0, f"input {last}: {run.stderr[-2000:]}"
   counts = json.loads(run.stdout.splitlines()[-1])
   assert counts["read"] + counts["refused"] == 500
-  assert counts["read"] > 50
-  assert counts["refused"] > 50
+  # Both ways are taken often, or the test shows nothing.
+  assert min(counts["read"], counts["refused"]) > 30
   assert counts["peak_mb"] < 2000

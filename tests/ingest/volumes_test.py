@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rcmed_jax.data.checks import DataError
-from rcmed_jax.ingest import geometry, sources, volumes
+from rcmed_jax.ingest import geometry, label_map, sources, volumes
 
 
 def view(shape):
@@ -19,7 +19,7 @@ def volume(labels_ZIJ, classes, faults, **fields):
     path="v.nii",
     voxels=image_ZIJ,
     view=view(shape),
-    targets=volumes.LabelMap(
+    targets=label_map.LabelMap(
       labels_ZIJ, view(shape), classes, "labels.nii", faults.append
     ),
     modality="magnetic resonance",
@@ -166,7 +166,9 @@ def test_overlapping_planes_come_apart_again():
     mask.astype(np.uint16) << g for g, mask in enumerate(masks_GZIJ)
   )
   names = [f"class {g}" for g in range(11)]
-  planes = volumes.Planes(bits_ZIJ.astype(np.uint16), view((3, 20, 20)), names)
+  planes = label_map.Planes(
+    bits_ZIJ.astype(np.uint16), view((3, 20, 20)), names
+  )
   for z in range(3):
     found = planes.on(z)
     for g, name in enumerate(names):
