@@ -207,7 +207,7 @@ def _overlaps(
     inter = shared[pairs]
   else:
     pairs, inter = np.unique(code, return_counts=True)
-  pred_at, ref_at = np.divmod(pairs, max(refs, 1))
+  pred_at, ref_at = np.divmod(pairs, refs)
   return pred_at, ref_at, inter
 
 

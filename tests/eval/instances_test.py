@@ -148,6 +148,13 @@ def test_only_the_shapes_count_not_their_numbers(seed):
   assert instances.score(pred[None], ref[None]) == expected
 
 
+def test_an_image_may_have_no_background():
+  pred, ref = row("111222"), row("112222")
+  expected = instances.score(pred, ref)
+  assert (expected.preds, expected.refs, expected.tp) == (2, 2, (2, 1, 0))
+  assert instances.score(1_000 * pred, 1_000 * ref) == expected
+
+
 def test_perfect_predictions_are_perfect():
   _, ref = random_case(1)
   found = instances.score(ref, ref)

@@ -1,5 +1,7 @@
 """NSD and HD95 against the plain SciPy formulation and against MONAI."""
 
+import time
+
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -148,3 +150,23 @@ def test_what_cannot_be_compared_is_refused():
       surfaces.compare(mask_IJ, mask_IJ, [1], spacing)
   with pytest.raises(ValueError, match="tolerances"):
     surfaces.compare(mask_IJ, mask_IJ, [-1])
+
+
+def test_organs_take_a_fifth_of_the_plain_formulation_at_1024():
+  """In time of the process; 47 times was measured, noise is no faster."""
+  rows_I1, columns_1J = np.ogrid[:1024, :1024]
+  pred_IJ, ref_IJ = (
+    (rows_I1 - 500) ** 2 / a**2 + (columns_1J - 510) ** 2 / b**2 < 1
+    for a, b in ((250, 180), (240, 190))
+  )
+
+  def least(call):
+    seconds = []
+    for _ in range(3):
+      start = time.process_time()
+      call()
+      seconds.append(time.process_time() - start)
+    return min(seconds)
+
+  ours = least(lambda: surfaces.compare(pred_IJ, ref_IJ, [2.0], (0.5, 0.7)))
+  assert least(lambda: plain(pred_IJ, ref_IJ, (0.5, 0.7))) > 5 * ours
