@@ -11,9 +11,6 @@ from rcmed_jax.data import files
 from rcmed_jax.eval import sweep_report, sweep_text
 from rcmed_jax.parallel import hosts
 
-# Of drawn images, in the sweep's folder.
-DATA = "data"
-
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command; see `rcmed sweep --help`."""
@@ -26,8 +23,12 @@ def main(argv: Sequence[str]) -> int:
   sweep = sweep_file.load(args.sweep)
   workdir = pathlib.Path(args.workdir).absolute()
   drawn = _is_drawn(sweep, args.index, flags)
-  train_index = str(workdir / DATA / "image2label_train.json") if drawn else ""
-  index = args.index or str(workdir / DATA / "image2label_test.json")
+  train_index = (
+    str(workdir / sweep_file.DRAWN / "image2label_train.json") if drawn else ""
+  )
+  index = args.index or str(
+    workdir / sweep_file.DRAWN / "image2label_test.json"
+  )
   every = sweep_cells.tasks(
     sweep, workdir, seeds=args.seeds, flags=flags, index=train_index
   )
@@ -42,8 +43,8 @@ def main(argv: Sequence[str]) -> int:
   if args.report:
     return _report(sweep, every, workdir, drawn=drawn, index=index)
   if drawn and sweep.phantoms:
-    sweep_cells.draw(sweep.phantoms, workdir / DATA)
-  with sweep_run.Children() as children:
+    sweep_cells.draw(sweep.phantoms, workdir / sweep_file.DRAWN)
+  with sweep_run.Children(workdir / sweep_file.COMPILED) as children:
     code = sweep_run.run(
       chosen,
       children,
@@ -108,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
   does.add_argument(
     "--emit", choices=sweep_emit.FORMS, help="write a file for a scheduler"
   )
+  _add_emit(parser)
+  return parser
+
+
+def _add_emit(parser: argparse.ArgumentParser) -> None:
   emit = parser.add_argument_group("with --emit")
   emit.add_argument("--out", type=pathlib.Path, help="the file to write")
   emit.add_argument("--name", help="of the job; default: after the sweep")
@@ -125,7 +131,6 @@ def _parser() -> argparse.ArgumentParser:
   jobset.add_argument(
     "--grace-s", type=int, default=300, help="from SIGTERM to SIGKILL"
   )
-  return parser
 
 
 def _is_drawn(sweep: Sweep, index: str, flags: Sequence[str]) -> bool:

@@ -25,7 +25,7 @@ RETRIES = 3
 
 _SLURM = string.Template(r"""#!/usr/bin/env bash
 # A sweep as a Slurm array: one task a run, each on one node. Written by
-# `rcmed sweep --emit slurm`; see launch/README.md.
+# `rcmed sweep --emit slurm`.
 #
 #   sbatch --gpus-per-node=8 --time=24:00:00 FILE
 #
@@ -70,7 +70,7 @@ exit "$$code"
 
 _JOBSET = string.Template("""\
 # A sweep as a JobSet: one pod a run, each on one machine. Written by
-# `rcmed sweep --emit jobset`; see launch/README.md.
+# `rcmed sweep --emit jobset`.
 #
 #   kubectl apply --filename=FILE
 #

@@ -25,6 +25,9 @@ from rcmed_jax.data.phantoms import MODALITIES
 # Names that are folders everywhere and need no quotes in a shell.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 
+# Beside the cells in a sweep's folder: drawn images, compiled programs.
+DRAWN, COMPILED = "data", "compiled"
+
 # Each run gets its own of both: the order of the images follows the one, the
 # weights at the start and dropout the other.
 SEEDS = ("train.seed", "data.seed")
@@ -115,9 +118,10 @@ def read(name: str, values: Mapping[str, Any]) -> Sweep:
     raise ValueError("there is no cell; fill cells or grid.")
   every = values.get("every", {})
   for cell, overrides in {"every": every, **cells}.items():
-    if not NAME.fullmatch(cell):
+    if not NAME.fullmatch(cell) or cell in (DRAWN, COMPILED):
       raise ValueError(
-        f"cell {cell!r} cannot name a folder; use letters, digits and ._=+-."
+        f"cell {cell!r} cannot name a folder; use letters, digits and ._=+-, "
+        f"and neither {DRAWN} nor {COMPILED}."
       )
     for key in (*SEEDS, *DATA):
       if key in overrides:

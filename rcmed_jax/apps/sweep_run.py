@@ -2,14 +2,17 @@
 
 A process gives all its memory back, and takes nothing down with it where it
 crashes. `state.json` in a task's folder tells how far it has come, so that a
-sweep that was stopped, or killed, goes on where it was.
+sweep that was stopped, or killed, goes on where it was. A task's log is locked
+while its process lives: two sweeps of one folder share its tasks.
 """
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
+import platform
 import re
 import signal
 import subprocess
@@ -44,7 +47,9 @@ class Runner(Protocol):
     """The signal that asked for the end of all, 0 where none came."""
     ...
 
-  def __call__(self, arguments: Sequence[str], log: pathlib.Path) -> int: ...
+  def __call__(self, arguments: Sequence[str], log: pathlib.Path) -> int:
+    """The exit code; BlockingIOError where another process does the same."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +69,17 @@ class Children:
 
   SIGINT and SIGTERM go on to the child, which saves and leaves. A second one
   reaches it as well, and ends it at once.
+
+  Args:
+    compiled: takes compiled programs, so that the seeds of a cell share them;
+      unless JAX_COMPILATION_CACHE_DIR says where.
   """
 
-  def __init__(self) -> None:
+  def __init__(self, compiled: pathlib.Path) -> None:
     self.stopped = 0
+    # A folder a machine: what is compiled for one CPU may fail on another.
+    folder = str(compiled / platform.node())
+    self._environ = {"JAX_COMPILATION_CACHE_DIR": folder, **os.environ}
     self._child: subprocess.Popen[bytes] | None = None
     self._before: dict[signal.Signals, Any] = {}
 
@@ -85,6 +97,8 @@ class Children:
 
   def __call__(self, arguments: Sequence[str], log: pathlib.Path) -> int:
     with log.open("ab") as output:
+      # The child holds it on, even where this process is killed.
+      fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
       # A session of its own: Ctrl-C reaches it once, through us.
       self._child = subprocess.Popen(
         [sys.executable, "-m", "rcmed_jax", *arguments],
@@ -92,6 +106,7 @@ class Children:
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        env=self._environ,
       )
     if self.stopped:  # it came while the child started
       self._child.send_signal(self.stopped)
@@ -126,8 +141,8 @@ def run(
 ) -> int:
   """The exit code of a sweep, after running what is not finished.
 
-    0 all are finished; 1 some failed; 75 stopped by SIGTERM, 130 by SIGINT:
-    the same command goes on
+    0 all are finished; 1 some failed; 75 stopped by SIGTERM, 130 by SIGINT, or
+    75 where another process still runs some: the same command goes on
 
   Args:
     index: of the images that every task is tested on.
@@ -157,7 +172,11 @@ def run(
     if runner.stopped:  # between two tasks
       return _stopped(runner)
     begun = clock()
-    code, after = _advance(task, runner, index, flags, clock)
+    try:
+      code, after = _advance(task, runner, index, flags, clock)
+    except BlockingIOError:
+      say(f"sweep: {task.name} is run by another process; left to it")
+      continue
     if after.state == "begun":
       say(f"sweep: {task.name} stopped; the same command goes on with it.")
       return _stopped(runner)
@@ -171,7 +190,10 @@ def run(
       f"{duration(clock() - begun)}, {duration(elapsed)} in all, about "
       f"{duration(left)} left"
     )
-  return 1 if any(state(task).state == "failed" for task in tasks) else 0
+  ends = {state(task).state for task in tasks}
+  if "failed" in ends:
+    return 1
+  return 0 if ends <= {"finished"} else hosts.STOPPED
 
 
 def duration(seconds: float) -> str:
@@ -206,6 +228,8 @@ def _advance(
 ) -> tuple[int, State]:
   """Runs the stages that are left; the last exit code, and what came of it."""
   now = state(task)
+  if now.state == "finished":  # by another process, meanwhile
+    return 0, now
   told = commands(task, index, flags["train"], flags["evaluate"])
   code = 0
   for stage in STAGES[STAGES.index(now.stage) :]:
