@@ -7,6 +7,7 @@ from pydicom.sequence import Sequence
 import pydicom.uid
 
 CLASSES = {
+  "EMR": pydicom.uid.EnhancedMRImageStorage,
   "CT": pydicom.uid.CTImageStorage,
   "MR": pydicom.uid.MRImageStorage,
   "PT": pydicom.uid.PositronEmissionTomographyImageStorage,
@@ -176,3 +177,29 @@ def segmentation(datasets, masks, kind="BINARY", names=("kidney", "spleen")):
     software_versions="1",
     device_serial_number="1",
   )
+
+
+def enhanced(datasets, order):
+  """One multi-frame file of a series' slices, in another order."""
+  first = datasets[0]
+  made = new("EMR", study=first.StudyInstanceUID, Modality="MR")
+  made.FrameOfReferenceUID = first.FrameOfReferenceUID
+  put_pixels(made, np.stack([datasets[z].pixel_array for z in order]))
+  shared, turned, measures = Dataset(), Dataset(), Dataset()
+  turned.ImageOrientationPatient = first.ImageOrientationPatient
+  measures.PixelSpacing = first.PixelSpacing
+  measures.SliceThickness = first.SliceThickness
+  shared.PlaneOrientationSequence = Sequence([turned])
+  shared.PixelMeasuresSequence = Sequence([measures])
+  made.SharedFunctionalGroupsSequence = Sequence([shared])
+  frames = []
+  for z in order:
+    groups, place, scale = Dataset(), Dataset(), Dataset()
+    place.ImagePositionPatient = datasets[z].ImagePositionPatient
+    scale.RescaleSlope = datasets[z].RescaleSlope
+    scale.RescaleIntercept = datasets[z].RescaleIntercept
+    groups.PlanePositionSequence = Sequence([place])
+    groups.PixelValueTransformationSequence = Sequence([scale])
+    frames.append(groups)
+  made.PerFrameFunctionalGroupsSequence = Sequence(frames)
+  return made

@@ -22,6 +22,8 @@ _COLOURS = (
   "YBR_RCT",
 )
 
+_JPEG, _JPEG_2000 = b"\xff\xd8", b"\xff\x4f"
+
 # Start of a JPEG frame (ITU-T T.81, table B.1) or JPEG-LS frame (T.87), then
 # two bytes of length, one of precision, and the rows and columns.
 _JPEG_SIZE = re.compile(
@@ -59,38 +61,54 @@ def decode(dataset: Any, header: dicom_header.Header, where: str) -> Frames:
   )
 
 
-def check_coded_sizes(
-  dataset: Any, header: dicom_header.Header, where: str
-) -> None:
-  """Whether compressed frames are of the size that the header says.
+def check_coded(dataset: Any, header: dicom_header.Header, where: str) -> None:
+  """Whether compressed frames are whole, and as large as the header says.
 
   A decoder would make room for what they say themselves, which may be more
-  than there is.
+  than there is, and fill what is missing with grey.
 
   Raises:
-    DataError: one of them is of another.
+    DataError: one of them is not.
   """
   data = dataset.get("PixelData")
   uid = dataset.file_meta.get("TransferSyntaxUID")
   if not isinstance(data, bytes) or uid is None or not uid.is_encapsulated:
     return
-  announced = header.rows * header.columns
+  jpeg = b""
   for fragment in dicom_header.pydicom().encaps.generate_fragments(data):
-    # Headers come first; the rest is noise, in which anything is found.
-    start = fragment[:4096]
     sizes = []
-    if start[:2] == b"\xff\xd8":
-      sizes = [found.groups() for found in _JPEG_SIZE.finditer(start)][:1]
-    elif start[:2] == b"\xff\x4f" or start[4:8] == b"jP  ":
-      sizes = [found.groups() for found in _JPEG_2000_SIZE.finditer(start)][:1]
-    for one, other in sizes:
-      if int.from_bytes(one) * int.from_bytes(other) > 2 * announced + 4096:
+    # Headers come first; the rest is noise, in which anything is found.
+    if fragment.startswith(_JPEG):
+      _check_end(jpeg, where)
+      jpeg = fragment
+      sizes = [found.groups() for found in _JPEG_SIZE.finditer(fragment[:4096])]
+    elif fragment.startswith(_JPEG_2000):
+      found = _JPEG_2000_SIZE.search(fragment[:4096])
+      sizes = [found.groups()] if found else []
+    elif jpeg:
+      jpeg += fragment
+    for one, other in sizes[:1]:
+      coded = int.from_bytes(one) * int.from_bytes(other)
+      # Sides may be filled up to whole blocks.
+      if coded > 2 * header.rows * header.columns + 4096:
         raise DataError(
           where,
           "image",
           "its compressed frames say to be larger than its header does",
           "The file is damaged: get it again",
         )
+  _check_end(jpeg, where)
+
+
+def _check_end(jpeg: bytes, where: str) -> None:
+  """Whether a JPEG's last start of scan (ff da) has an end of image (ff d9)."""
+  if jpeg and jpeg.rfind(b"\xff\xd9") <= jpeg.rfind(b"\xff\xda"):
+    raise DataError(
+      where,
+      "image",
+      "a compressed frame breaks off before its end",
+      "Get the file again",
+    )
 
 
 def _check(header: dicom_header.Header, where: str) -> None:
@@ -125,7 +143,7 @@ def _check(header: dicom_header.Header, where: str) -> None:
 
 def _decode(dataset: Any, header: dicom_header.Header, where: str) -> Frames:
   package = dicom_header.pydicom()
-  check_coded_sizes(dataset, header, where)
+  check_coded(dataset, header, where)
   frames = package.pixels.pixel_array(dataset)
   if header.frames == 1:
     frames = frames[None]

@@ -128,7 +128,7 @@ class Segmentation:
   def _pixels(self) -> Iterator[np.ndarray]:
     """Frame after frame: one at a time in memory, unpacked from their bits."""
     package = dicom_header.pydicom()
-    dicom_pixels.check_coded_sizes(self._dataset, self._header, self._where)
+    dicom_pixels.check_coded(self._dataset, self._header, self._where)
     frames = package.pixels.iter_pixels(self._dataset, raw=True)
     for _ in range(self._header.frames):
       yield privacy.attempt(

@@ -1,6 +1,8 @@
 """NIfTI volumes with label maps: `.nii`, `.nii.gz`, or `.hdr` with `.img`.
 
-See `pairs` for the layouts of folders, `volumes` for what becomes of slices.
+See `pairs` for the layouts of folders, `volumes` for what becomes of slices. A
+header that tells no orientation (both of its codes are 0) is taken as NIfTI's
+first method has it, its first axis growing to the left.
 """
 
 from collections.abc import Iterator

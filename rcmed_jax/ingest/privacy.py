@@ -10,7 +10,8 @@ patients. This finds file 17 of DIR, which faults call DIR#17:
   find DIR -type f | LC_ALL=C sort | sed -n 17p
 
 Only the names of segments and regions are taken over as text: they are classes.
-One that holds an identifier of its own file is refused.
+One that holds an identifier of its own file is refused. The folder that was
+opened is named as it was given, also as the data set where none is named.
 """
 
 from collections.abc import Callable, Iterator

@@ -212,3 +212,28 @@ def test_other_axes_show_the_same_volume(tmp_path):
       np.testing.assert_array_equal(
         mask_IJ, labels_ZIJ[z] == NAMES.index(name) + 1
       )
+
+
+def test_a_radiograph_s_masks_are_found_by_its_number(tmp_path):
+  """Neither says where it lies in a patient."""
+  voxels, affine, labels = patient()
+  one = dicom_files.series(voxels[6:7], affine)
+  made = dicom_files.segmentation(one, labels[6:7])
+  shared = made.SharedFunctionalGroupsSequence[0]
+  del shared.PlaneOrientationSequence
+  for name in ("a", "b"):
+    dataset = dicom_files.new("DX", PixelSpacing=[0.75, 1.5])
+    dicom_files.put_pixels(dataset, voxels[6].astype(np.uint16))
+    dicom_files.save(dataset, tmp_path / f"{name}.dcm")
+  for groups in made.PerFrameFunctionalGroupsSequence:
+    source = groups.DerivationImageSequence[0].SourceImageSequence[0]
+    source.ReferencedSOPInstanceUID = dataset.SOPInstanceUID
+    del groups.PlanePositionSequence
+  dicom_files.save(made, tmp_path / "seg.dcm")
+  triplets, faults = read(tmp_path)
+  assert len(triplets) == 1
+  for name, mask_IJ in zip(
+    triplets[0].classes, triplets[0].masks_GIJ, strict=True
+  ):
+    np.testing.assert_array_equal(mask_IJ, labels[6] == NAMES.index(name) + 1)
+  assert [f.field for f in faults] == ["labels"]

@@ -127,6 +127,31 @@ def test_slopes_may_differ_from_slice_to_slice(tmp_path):
   assert {t.modality for t in triplets} == {"pet"}
 
 
+def test_many_frames_in_one_file_are_a_volume(tmp_path):
+  """Frames come in any order, each with its own slope; masks refer to them."""
+  voxels, affine, labels = patient()
+  datasets = dicom_files.series(voxels, affine, "MR", intercept=0)
+  for z, dataset in enumerate(datasets):
+    dataset.RescaleSlope = 1 + z % 3
+  order = np.random.default_rng(0).permutation(18)
+  made = dicom_files.enhanced(datasets, order)
+  dicom_files.save(made, tmp_path / "one/a.dcm")
+  dicom_files.save_series(datasets, tmp_path / "many")
+  one, many = (by_slice(read(tmp_path / name)[0]) for name in ("one", "many"))
+  np.testing.assert_array_equal(one, many)
+  masks = dicom_files.segmentation([made], labels[order])
+  dicom_files.save(masks, tmp_path / "one/seg.dcm")
+  triplets, _ = read(tmp_path / "one")
+  labels_ZIJ = volume_files.axial(volume_files.patient()[1])
+  for triplet in triplets:
+    found = dict(zip(triplet.classes, triplet.masks_GIJ, strict=True))
+    for value, name in ((1, "kidney"), (2, "spleen")):
+      wanted_IJ = labels_ZIJ[int(triplet.id[-4:])] == value
+      assert (name in found) == wanted_IJ.any()
+      if name in found:
+        np.testing.assert_array_equal(found[name], wanted_IJ)
+
+
 def test_two_series_in_one_folder_come_apart(tmp_path):
   voxels, affine, _ = patient()
   for name, modality in (("a", "CT"), ("b", "MR")):
@@ -380,6 +405,40 @@ def test_one_picture_in_many_colour_spaces():
   for name, picture_IJC in zip(names, pictures, strict=True):
     # Chroma at half the rows and columns smears edges, lossy ones a little.
     assert np.median(np.abs(picture_IJC - pictures[0])) <= 2, name
+
+
+def broken(name, change, folder):
+  """A copy of one of pydicom's files whose first coded frame is changed."""
+  dataset = pydicom.dcmread(local(name)[0])
+  frames = list(
+    pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1)
+  )
+  dataset.PixelData = pydicom.encaps.encapsulate([change(frames[0])])
+  return dicom_files.save(dataset, folder / name)
+
+
+@pytest.mark.parametrize(
+  "name", ["SC_rgb_jpeg_gdcm.dcm", "MR_small_jpeg_ls_lossless.dcm"]
+)
+def test_a_frame_that_breaks_off_is_refused(tmp_path, name):
+  path = broken(name, lambda frame: frame, tmp_path)
+  assert len(read(path, UNKNOWN)[0]) == 1
+  path = broken(name, lambda frame: frame[: len(frame) * 2 // 3], tmp_path)
+  triplets, faults = read(path, UNKNOWN)
+  assert not triplets
+  assert "breaks off" in str(faults[0])
+
+
+def test_a_frame_larger_than_its_header_is_refused(tmp_path):
+  def grow(frame):
+    place = frame.index(b"\xff\xc0")  # start of frame: length, precision
+    sides = (30000).to_bytes(2) * 2
+    return frame[: place + 5] + sides + frame[place + 9 :]
+
+  path = broken("SC_rgb_jpeg_dcmtk.dcm", grow, tmp_path)
+  triplets, faults = read(path, UNKNOWN)
+  assert not triplets
+  assert "larger than its header" in str(faults[0])
 
 
 def test_pydicom_s_own_files_are_read_or_refused(capsys):
