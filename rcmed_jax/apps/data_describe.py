@@ -13,6 +13,7 @@ from rcmed_jax.data import files
 from rcmed_jax.data.checks import Quarantine
 from rcmed_jax.ingest import asking, describe, endpoint
 from rcmed_jax.ingest.replies import Replies
+from rcmed_jax.ingest.sources import Source
 
 # Where keys are accepted and needed when no address is given.
 OPENAI_URL = "https://api.openai.com/v1"
@@ -65,6 +66,13 @@ def run(args: argparse.Namespace) -> int:
   if files.is_remote(args.out):
     raise ValueError(f"--out {args.out}: descriptions are written to a disk.")
   sources = [source for _, _, source in data_sources.open_all(args)]
+  if any(map(_has_patients, sources)) and not (
+    args.pseudonym_key or args.keep_identifiers
+  ):
+    raise ValueError(
+      "descriptions of DICOM files need --pseudonym-key=FILE, the same that a "
+      "build gets, so that images keep their names; a new file is made."
+    )
   faults_path = args.out.with_suffix(".faults.jsonl")
   wish = describe.Wish(
     args.detail, args.limit, args.attempts, args.fallback == "geometry"
@@ -280,6 +288,10 @@ def _is_local(url: str) -> bool:
     "127.0.0.1",
     "::1",
   )
+
+
+def _has_patients(source: Source) -> bool:
+  return type(source).__module__.rpartition(".")[2].startswith("dicom")
 
 
 def _count(text: str) -> int:

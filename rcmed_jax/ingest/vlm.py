@@ -27,6 +27,8 @@ PASSING = (408, 409, 425, 429)
 MOST_IN_A_ROW = 20
 # No server is waited for longer, whatever it asks for.
 LONGEST_PAUSE_S = 600.0
+# No question or answer has more; a count beyond is nonsense.
+MOST_TOKENS = 10**8
 # Characters of what a server says that are kept in errors.
 TOLD = 200
 
@@ -58,9 +60,12 @@ class SpentError(Exception):
 class _AgainError(Exception):
   """This try failed and another may not."""
 
-  def __init__(self, reason: str, pause_s: float = 0.0):
+  def __init__(
+    self, reason: str, *, is_free: bool = False, pause_s: float = 0.0
+  ):
     super().__init__(reason)
-    self.pause_s = pause_s  # what the server asks all of us to wait
+    self.is_free = is_free  # the server did no work for it
+    self.pause_s = pause_s  # what it asks all of us to wait
 
 
 class Client:
@@ -82,8 +87,8 @@ class Client:
     self.requests = 0  # sent, retries included
     self._api = self._openai.AsyncOpenAI(
       base_url=server.base_url,
-      api_key=server.key
-      or "none",  # servers without keys want one all the same
+      # The package insists on one, where the server may not.
+      api_key=server.key or "none",
       max_retries=0,
       timeout=server.timeout_s,
       http_client=self._openai.DefaultAsyncHttpxClient(follow_redirects=False),
@@ -139,8 +144,8 @@ class Client:
   async def _paid(self, messages: list[Message], tokens_in: int) -> Reply:
     """The reply to one request, its price booked.
 
-    A request that breaks may have been worked on, so it is booked as if its
-    question was answered with nothing.
+    One that breaks may have been answered all the same, and at any length; so
+    the most that it can have cost is booked. Error statuses cost nothing.
     """
     server = self._server
     tokens_in = max(tokens_in, self._most_in)
@@ -149,12 +154,18 @@ class Client:
       raise SpentError
     self._reserved += most
     self.requests += 1
-    booked = server.cost(tokens_in, 0)
+    booked = most
     try:
       reply = await self._once(messages, tokens_in)
       booked = server.cost(reply.tokens_in, reply.tokens_out)
       self._most_in = max(self._most_in, reply.tokens_in)
       return reply
+    except (RefusedError, UnansweredError):
+      booked = 0.0
+      raise
+    except _AgainError as error:
+      booked = 0.0 if error.is_free else most
+      raise
     finally:
       self._reserved -= most
       self.spent += booked
@@ -174,7 +185,9 @@ class Client:
       ) from error
     except self._openai.APIConnectionError as error:
       cause = type(error.__cause__ or error).__name__
-      raise _AgainError(f"the connection failed ({cause})") from error
+      raise _AgainError(
+        f"the connection failed ({cause})", is_free=cause.startswith("Connect")
+      ) from error
     except self._openai.APIStatusError as error:
       raise self._judged(error, limit_name) from None
     return self._reply(raw.http_response.content, tokens_in)
@@ -205,7 +218,7 @@ class Client:
   def _judged(self, error: Any, limit_name: str) -> Exception:
     """What an error status means. What the server says may hold the key."""
     server, status = self._server, error.status_code
-    told = self._clean(str(error.message))[:TOLD]
+    told = " ".join(self._clean(str(error.message)).split())[:TOLD]
     if status in (401, 403):
       return RefusedError(
         f"{server.base_url}: the key was refused ({status}); set "
@@ -228,11 +241,13 @@ class Client:
       # The newer name of the same thing, which some models insist on.
       self._limit_name = "max_completion_tokens"
       return _AgainError(
-        f"the server wants another word for a limit ({status})"
+        f"the server wants another word for a limit ({status})", is_free=True
       )
     if status in PASSING or status >= 500:
       pause_s = retry_after_s(error.response.headers.get("retry-after", ""))
-      return _AgainError(f"the server answered {status}", pause_s)
+      return _AgainError(
+        f"the server answered {status}", is_free=True, pause_s=pause_s
+      )
     return UnansweredError(f"the server answered {status}: {told}")
 
   def _clean(self, text: str) -> str:
@@ -279,9 +294,10 @@ class _Pace:
 
 
 def _count(value: object, estimate: int) -> int:
-  if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+  """The server's count, if it can be one."""
+  if isinstance(value, bool) or not isinstance(value, int):
     return estimate
-  return value
+  return value if 0 <= value <= MOST_TOKENS else estimate
 
 
 def _package() -> ModuleType:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,6 +151,21 @@ def test_a_missing_package_is_named(data, tmp_path, monkeypatch, capsys):
   told = arguments(data, tmp_path / "o.json", "http://127.0.0.1:9/v1", "--yes")
   assert cli.main(told) == cli.BAD_INPUT
   assert 'pip install "rcmed-jax[describe]"' in capsys.readouterr().err
+
+
+def test_dicom_needs_a_key_that_lasts(tmp_path, capsys):
+  pydicom = pytest.importorskip("pydicom")
+  folder = tmp_path / "patient"
+  folder.mkdir()
+  file = pydicom.data.get_testdata_file("CT_small.dcm")
+  shutil.copy(file, folder)
+  told = arguments(folder, tmp_path / "o.json", "", "--processes", "1")
+  told += ["--empty-slices", "keep"]
+  assert cli.main(told) == cli.BAD_INPUT
+  assert "need --pseudonym-key" in capsys.readouterr().err
+  told += ["--pseudonym-key", str(tmp_path / "key")]
+  assert cli.main(told) == 0
+  assert "1 images = 1 without targets" in capsys.readouterr().out
 
 
 def start(data, out, url):

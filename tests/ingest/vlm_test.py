@@ -1,6 +1,7 @@
 import asyncio
 import datetime
 import email.utils
+import json
 import logging
 import time
 
@@ -218,8 +219,20 @@ def test_the_purse_is_never_overdrawn():
 
 def test_broken_requests_are_paid_for():
   with vlm_server.serve(once_then_well("-status 500", "-cut")) as running:
-    (_, client) = ask(running, price_in=1000.0, price_out=0.0)
-  assert client.spent == pytest.approx(0.1 + 0.1 + 1.0)
+    prices = dict(price_in=1000.0, price_out=1000.0, max_tokens=100)
+    (_, client) = ask(running, **prices)
+  # An error costs nothing, a lost answer all that it may have, the last 1050.
+  assert client.spent == pytest.approx(0 + 0.2 + 1.05)
+
+
+@pytest.mark.parametrize("count", [-1, 10**400, 1.5, True, "7", None, [1]])
+def test_nonsense_of_a_server_is_not_counted(count):
+  usage = {"prompt_tokens": count, "completion_tokens": count}
+  choices = [{"message": {"content": "Round."}}]
+  body = json.dumps({"choices": choices, "usage": usage})
+  with vlm_server.serve(lambda *_: f"-body {body}") as running:
+    ((reply,), _) = ask(running, price_in=1.0)
+  assert reply == vlm.Reply("Round.", 100, 2, is_cut=False)
 
 
 def test_the_limit_has_another_name_at_some_servers():
