@@ -1,6 +1,7 @@
 """Image and label volumes that belong together, as people lay them out.
 
-  ROOT/images*/NAME.EXT    ROOT/labels*/NAME.EXT    the same ending of both
+  ROOT/images*/NAME.EXT    ROOT/labels*/NAME.EXT    the same ending of both;
+                                                    also masks*
   ROOT/images*/NAME_0000.EXT                        nnU-Net's: 0000 the channel
   ROOT/image.EXT           ROOT/label.EXT           one case a folder, also
                                                     img, volume; mask, seg, ...
@@ -29,6 +30,7 @@ from rcmed_jax.ingest import (
 )
 
 IMAGE_STEMS = ("image", "img", "volume")
+LABEL_FOLDERS = ("labels", "masks")  # beginnings of names, beside images*
 LABEL_STEMS = ("label", "labels", "mask", "seg", "segmentation")
 
 _CHANNEL = re.compile(r"_(\d{4})$")
@@ -165,29 +167,36 @@ class Source:
     faults: sources.Faults,
   ) -> Iterator[Unit]:
     """The units of one folder; `files` are its volumes and their stems."""
-    kind = folder.name.lower()
-    if kind.startswith("labels"):
-      images = folder.parent / f"images{folder.name[6:]}"
-      for name, stem in files.items():
-        if not self._has_image(images, stem):
-          faults(_orphan(folder / name, images))
-    elif kind.startswith("images"):
+    name = folder.name
+    kind = next((k for k in LABEL_FOLDERS if name.lower().startswith(k)), "")
+    if kind:
+      images = folder.parent / f"images{name[len(kind) :]}"
+      known = set(self._stems(images))
+      known |= {_CHANNEL.sub("", stem) for stem in known}
+      for file, stem in files.items():
+        if stem not in known:
+          faults(_orphan(folder / file, images))
+    elif name.lower().startswith("images"):
       told = dataset_json.find(folder.parent, faults)
-      there = self._stems(folder.parent / f"labels{folder.name[6:]}")
-      for name, stem in files.items():
+      there: dict[str, pathlib.Path] = {}
+      for other in LABEL_FOLDERS:
+        there = there or self._stems(folder.parent / f"{other}{name[6:]}")
+      for file, stem in files.items():
         channel = _CHANNEL.search(stem)
         case = stem[: channel.start()] if channel else stem
         labels = there.get(stem) or there.get(case)
         number = int(channel[1]) if channel and stem not in there else None
-        yield self._unit(folder / name, labels, number, told)
+        yield self._unit(folder / file, labels, number, told)
     else:
-      yield from self._of_case(folder, files, dataset_json.find(folder, faults))
+      told = dataset_json.find(folder, faults)
+      yield from self._of_case(folder, files, told, faults)
 
   def _of_case(
     self,
     folder: pathlib.Path,
     files: Mapping[str, str],
     told: dataset_json.Told,
+    faults: sources.Faults,
   ) -> Iterator[Unit]:
     """A folder that is one case, or one of images without labels."""
     images = [n for n, stem in files.items() if stem.lower() in IMAGE_STEMS]
@@ -197,8 +206,11 @@ class Source:
       files = {
         n: stem for n, stem in files.items() if n not in (*images, *labels)
       }
-    for name in files:
-      yield self._unit(folder / name, None, None, told)
+    for name, stem in files.items():
+      if stem.lower() in LABEL_STEMS:
+        faults(_orphan(folder / name, folder))
+      else:
+        yield self._unit(folder / name, None, None, told)
 
   def _unit(
     self,
@@ -238,12 +250,6 @@ class Source:
       for name in names
       if (stem := stem_of(name, self.suffixes))
     }
-
-  def _has_image(self, images: pathlib.Path, stem: str) -> bool:
-    return any(
-      other == stem or _CHANNEL.sub("", other) == stem
-      for other in self._stems(images)
-    )
 
 
 def stem_of(name: str, suffixes: tuple[str, ...]) -> str:

@@ -167,6 +167,21 @@ def test_every_file_is_part_of_a_unit_or_a_fault(tmp_path):
   assert [pathlib.Path(f.path).name for f in faults] == ["c.nii"]
 
 
+def test_labels_alone_are_no_image(tmp_path):
+  save_pair(tmp_path / "a/image.nii", tmp_path / "a/seg.nii")
+  (tmp_path / "a/image.nii").rename(tmp_path / "image.nii")
+  kept, faults = read(tmp_path, empty_slices="keep")
+  assert {t.id.split("#")[0] for t in kept} == {f"{tmp_path.name}/image"}
+  assert [pathlib.Path(f.path).name for f in faults] == ["seg.nii"]
+
+
+def test_masks_are_labels_by_another_name(tmp_path):
+  save_pair(tmp_path / "imagesVal/a.nii", tmp_path / "masksVal/a.nii")
+  triplets, faults = read(tmp_path)
+  assert triplets
+  assert len(faults) == 1
+
+
 def test_a_single_file_is_an_image_without_labels(tmp_path):
   image, _, affine = volume_files.patient()
   path = save(tmp_path / "scan.nii.gz", image, affine)
