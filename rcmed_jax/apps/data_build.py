@@ -12,11 +12,18 @@ import tqdm
 from rcmed_jax.apps import data_sources
 from rcmed_jax.data import files, shards
 from rcmed_jax.data.checks import DataError
-from rcmed_jax.ingest import build, manifest
+from rcmed_jax.ingest import build, described, manifest
 from rcmed_jax.ingest.sources import Source
 
 # Arguments that change how a build is made, not what is built.
-_HOW = {"run", "out", "processes", "sources", "pseudonym_key"}
+_HOW = {
+  "run",
+  "out",
+  "processes",
+  "sources",
+  "pseudonym_key",
+  "descriptions",
+}
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -31,6 +38,12 @@ def add_to(commands: argparse._SubParsersAction) -> None:
   )
   data_sources.add_arguments(parser)
   parser.add_argument("--out", required=True, help="folder, on a disk or gs://")
+  parser.add_argument(
+    "--descriptions",
+    type=pathlib.Path,
+    metavar="JSON",
+    help="{image: text}, as rcmed data describe writes it",
+  )
   parser.add_argument("--processes", type=_positive, default=os.cpu_count())
   parser.add_argument(
     "--shard-units",
@@ -64,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
       bar.update(shard.units)
 
     totals = build.build(
-      _inputs(opened),
+      _inputs(opened, args.descriptions),
       args.out,
       _settings(args, opened),
       processes=args.processes,
@@ -100,6 +113,7 @@ def verify(args: argparse.Namespace) -> int:
 
 def _inputs(
   opened: Sequence[tuple[str, pathlib.Path, Source]],
+  descriptions: pathlib.Path | None,
 ) -> list[build.Input]:
   """Sources of one split get names before their ids, each another."""
   splits = [split for split, _, _ in opened]
@@ -115,6 +129,8 @@ def _inputs(
         name = f"{stem}-{number}"
       taken.add((split, name))
       prefix = f"{name}/"
+    if descriptions is not None:
+      source = described.DescribedSource(source, descriptions)
     inputs.append(build.Input(split, source, prefix))
   return inputs
 
@@ -141,6 +157,9 @@ def _settings(
     {"split": split, "path": str(path), "file": _identity(path)}
     for split, path, _ in opened
   ]
+  if args.descriptions:
+    told = _identity(args.descriptions)
+    settings["descriptions"] = [str(args.descriptions), told]
   if args.pseudonym_key:
     key = args.pseudonym_key.read_bytes()
     settings["pseudonym_key_sha256"] = hashlib.sha256(key).hexdigest()
