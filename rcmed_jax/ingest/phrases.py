@@ -38,6 +38,9 @@ _ADJECTIVE = (
   "-defined|homogeneous|heterogeneous|single|paired|"
   rf"{_COUNTS}|[a-z-]+(?:shaped|like|ular|oid|ous|al|ic))"
 )
+# In one phrase, of adjectives and of colours in a list: more are no sentence,
+# and trying them would take long.
+_MOST = 5
 # Of the paint, not of the tissue.
 _VIVID = r"(?:(?:bright|vivid|solid|translucent|transparent)\s+)?"
 # Before a colour they make another one.
@@ -85,13 +88,15 @@ def is_plural(name: str) -> bool:
 def _phrase(colours: tuple[str, ...]) -> re.Pattern[str]:
   """Finds "a large red region", "regions marked in red", "the red" and more."""
   one = rf"(?:{'|'.join(colours)})"
-  several = rf"{one}(?:\s*,\s*(?:the\s+)?{one})*,?\s+and\s+(?:the\s+)?{one}"
+  several = (
+    rf"{one}(?:\s*,\s*(?:the\s+)?{one}){{0,{_MOST}}},?\s+and\s+(?:the\s+)?{one}"
+  )
   some = rf"(?:{several}|{one})"
   of_the = r"(?:(?:all|both|each|one|some|most|two)\s+(?:of\s+)?(?=the\b))?"
   determiner = rf"(?:{_GONE}|{_EACH}|{_COUNTS})"
   return re.compile(
     rf"(?<![\w-])(?P<lead>{of_the})(?P<determiner>\b{determiner}\s+)?"
-    rf"(?P<adjectives>(?:{_ADJECTIVE},?\s+)*)"
+    rf"(?P<adjectives>(?:{_ADJECTIVE},?\s+){{0,{_MOST}}})"
     rf"(?:{_VIVID}(?P<before>{some})(?:[- ]{_PARTICIPLE})?\s+"
     rf"(?:{_NOUN}|(?P<nouns>{_NOUNS}))(?P<own>'s|')?"
     rf"|(?:{_NOUN}|(?P<other_nouns>{_NOUNS}))"

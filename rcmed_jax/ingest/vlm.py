@@ -29,6 +29,8 @@ MOST_IN_A_ROW = 20
 LONGEST_PAUSE_S = 600.0
 # No question or answer has more; a count beyond is nonsense.
 MOST_TOKENS = 10**8
+# Of an answer; no description is longer, and what is done with one takes time.
+MOST_CHARACTERS = 20_000
 # Characters of what a server says that are kept in errors.
 TOLD = 200
 
@@ -209,10 +211,11 @@ class Client:
     usage = answer.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     return Reply(
-      text=self._clean(text),
+      text=self._clean(text)[:MOST_CHARACTERS],
       tokens_in=_count(usage.get("prompt_tokens"), tokens_in),
       tokens_out=_count(usage.get("completion_tokens"), text_tokens(text)),
-      is_cut=choice.get("finish_reason") == "length",
+      is_cut=choice.get("finish_reason") == "length"
+      or len(text) > MOST_CHARACTERS,
     )
 
   def _judged(self, error: Any, limit_name: str) -> Exception:

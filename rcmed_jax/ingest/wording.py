@@ -93,7 +93,7 @@ def plain(reply: str) -> str:
   """
   text = re.sub(r"\A\s*<think>.*?</think>", "", reply, flags=re.DOTALL)
   text = unicodedata.normalize("NFKC", text).replace("\u2019", "'")
-  text = re.sub(r"^\s*(?:[-•#>]+|\d+[.)])\s+", " ", text, flags=re.MULTILINE)
+  text = re.sub(r"^[ \t]*(?:[-•#>]+|\d+[.)])\s+", " ", text, flags=re.MULTILINE)
   text = re.sub(r'[*`"\u201c\u201d]|\b_+|_+\b', "", text)
   seen = (
     " " if mark.isspace() else mark

@@ -1,10 +1,11 @@
 import re
+import time
 
 from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
-from rcmed_jax.ingest import phrases
+from rcmed_jax.ingest import phrases, wording
 
 COLOURS = {
   "red": "liver",
@@ -140,6 +141,27 @@ def test_no_colour_stays_and_every_name_comes(case):
   for sentence in re.split(r"(?<=\.) ", text):
     assert sentence[0].isupper()
     assert re.match(r"(?:The|Two|Several|Each|[A-Z])", sentence)
+
+
+@pytest.mark.parametrize(
+  "words",
+  [
+    "typical ",
+    "red, ",
+    "red and ",
+    "region in ",
+    "large, ",
+    "the ",
+    "a-",
+    "\n",
+  ],
+)
+def test_no_text_takes_long(words):
+  """20,000 characters, the most that a reply has; a second is ample."""
+  text = words * (20_000 // len(words)) + "red"
+  since_s = time.process_time()
+  phrases.named(wording.plain(text), COLOURS)
+  assert time.process_time() - since_s < 1
 
 
 @given(st.text(alphabet="therdgnblu ',.-s", max_size=60))

@@ -247,6 +247,12 @@ def test_the_limit_has_another_name_at_some_servers():
   assert running.requests[-1].json["max_completion_tokens"] == 1024
 
 
+def test_endless_answers_are_cut():
+  with vlm_server.serve(lambda *_: "red " * 100_000) as running:
+    ((reply,), _) = ask(running)
+  assert reply.is_cut and len(reply.text) == vlm.MOST_CHARACTERS
+
+
 def test_long_answers_are_said_to_be_cut():
   with vlm_server.serve(lambda *_: "-long It is") as running:
     ((reply,), _) = ask(running)
