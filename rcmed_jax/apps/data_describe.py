@@ -33,9 +33,9 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     description="Writes JSON {image: text} for data.descriptions. The built-in "
     "describer measures the masks. With --describer server, a vision-language "
     "model sees each image with its targets painted in colours; nothing but "
-    "these pictures leaves the machine, so mind what is written into images. Its answers are kept as they come, so "
-    "that the same command goes on where it was stopped. Several sources with "
-    "equal image names need a file each.",
+    "these pictures leaves the machine: mind what is written into images. Its "
+    "answers are kept as they come, so that the same command goes on where it "
+    "was stopped. Several sources with equal image names need a file each.",
     epilog="Exit code 0: every image with a target has its description; 1: "
     "some lack it, or a source has faults, which are in OUT's faults.jsonl; 2: "
     "wrong input.",
