@@ -33,6 +33,10 @@ def _tiny():
     config="configs/demo.py",
     phantoms=dict(images=1800, held_out=540, size=96, modalities=("ct", "x")),
     every={
+      # Half as deep as the demo's model, so that many runs fit into an hour.
+      "model.image.depth": 2,
+      "model.image.global_blocks": (1,),
+      "model.language.depth": 2,
       "train.steps": 240,
       "train.checkpoint_every": 240,
       "train.log_every": 20,

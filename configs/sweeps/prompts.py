@@ -43,6 +43,10 @@ def _tiny():
     every={
       "data.prompt_weights": (0.4, 0.4, 0.2),
       "data.negative_share": 0.25,
+      # Half as deep as the demo's model, so that many runs fit into an hour.
+      "model.image.depth": 2,
+      "model.image.global_blocks": (1,),
+      "model.language.depth": 2,
       "train.steps": 240,
       "train.checkpoint_every": 240,
       "train.log_every": 20,

@@ -1,5 +1,6 @@
 """The page of a sweep: drawings and tables, in the frame of the report."""
 
+from collections.abc import Mapping
 import html
 import importlib.resources
 import string
@@ -12,6 +13,7 @@ _KEY = (
   "Large dot: mean over seeds. Small dots: single runs. Thin line: 95% over "
   "seeds. Thick bar: 95% over images."
 )
+_INTERVALS = ("95% over seeds", "95% over images")
 
 
 def page(results: Results) -> str:
@@ -64,31 +66,36 @@ def _scores(results: Results) -> str:
   found = results.found
   if not found.cells:
     return '<p class="lead">No run is finished.</p>'
-  figures = "".join(
-    sweep_plot.rows(
-      sweep_text.title(name),
-      {c: one[name] for c, one in found.cells.items() if name in one},
-    )
-    for name in SCORES
-  )
-  rows = [
+  known = [
+    name for name in SCORES if any(name in c for c in found.cells.values())
+  ]
+  means = [
     (
       cell,
-      TITLES[name],
-      estimate.mean,
-      tables.interval(estimate.seeds_low, estimate.seeds_high),
-      tables.interval(estimate.images_low, estimate.images_high),
+      *(one[name].mean if name in one else None for name in known),
       results.finished(cell),
-      sweep_text.speed(results.seconds.get(cell)) if name == "dice" else "",
+      results.seconds.get(cell),
     )
-    for name in SCORES
     for cell, one in found.cells.items()
-    if (estimate := one.get(name))
   ]
-  heads = ["Cell", "Score", "Mean", "95% over seeds", "95% over images"]
+  heads = ["Cell", *(TITLES[name] for name in known), "Seeds", "s/step"]
   return (
-    f'<p class="lead">{_KEY}</p><div class="charts">{figures}</div>'
-    + tables.plain([*heads, "Seeds", "s/step"], rows)
+    f'<p class="lead">{_KEY}</p><div class="charts">'
+    + "".join(
+      sweep_plot.rows(sweep_text.title(name), _of(name, found.cells))
+      for name in known
+    )
+    + f"</div><h3>Means</h3>{tables.plain(heads, means)}<h3>Intervals</h3>"
+    + "".join(
+      tables.fold(
+        TITLES[name],
+        tables.plain(
+          ["Cell", "Mean", *_INTERVALS],
+          [row for row, _ in _rows(_of(name, found.cells))],
+        ),
+      )
+      for name in known
+    )
   )
 
 
@@ -96,33 +103,55 @@ def _differences(results: Results) -> str:
   found, told = results.found, results.told
   if not found.differences:
     return ""
-  figures = "".join(
-    sweep_plot.rows(
-      f"{TITLES[name]}: difference to {told.baseline}",
-      {c: one[name] for c, one in found.differences.items() if name in one},
-      zero=True,
-    )
-    for name in SCORES
-  )
-  rows = [
-    (
-      cell,
-      TITLES[name],
-      one[name].mean,
-      tables.interval(one[name].seeds_low, one[name].seeds_high),
-      tables.interval(one[name].images_low, one[name].images_high),
-      _verdict(one[name]),
-    )
-    for name in SCORES
-    for cell, one in found.differences.items()
-    if name in one
-  ]
-  heads = ["Cell", "Score", "Difference", "95% over seeds", "95% over images"]
+  known = [name for name in SCORES if _of(name, found.differences)]
   return (
     f'<p class="lead">To {html.escape(told.baseline)}, paired by seed and '
-    f'image; the line marks 0.</p><div class="charts">{figures}</div>'
-    + tables.plain([*heads, "0 excluded"], rows)
+    'image; the line marks 0.</p><div class="charts">'
+    + "".join(
+      sweep_plot.rows(
+        f"{TITLES[name]}: difference", _of(name, found.differences), zero=True
+      )
+      for name in known
+    )
+    + "</div><h3>Intervals</h3>"
+    + "".join(
+      tables.fold(
+        TITLES[name],
+        tables.plain(
+          ["Cell", "Difference", *_INTERVALS, "0 excluded"],
+          [
+            (*row, _verdict(one))
+            for row, one in _rows(_of(name, found.differences))
+          ],
+        ),
+      )
+      for name in known
+    )
   )
+
+
+def _of(
+  name: str, cells: Mapping[str, Mapping[str, Estimate]]
+) -> dict[str, Estimate]:
+  """The cells that have a score."""
+  return {cell: one[name] for cell, one in cells.items() if name in one}
+
+
+def _rows(
+  estimates: Mapping[str, Estimate],
+) -> list[tuple[tuple[tables.Cell, ...], Estimate]]:
+  return [
+    (
+      (
+        cell,
+        one.mean,
+        tables.interval(one.seeds_low, one.seeds_high),
+        tables.interval(one.images_low, one.images_high),
+      ),
+      one,
+    )
+    for cell, one in estimates.items()
+  ]
 
 
 def _verdict(one: Estimate) -> str:

@@ -1,16 +1,16 @@
 """The drawing of a sweep: a row a cell, its mean, intervals and runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import html
 import math
 
 from rcmed_jax.eval.sweep_scores import Estimate
 
 # In the drawing's own units; the page scales it.
-WIDTH, ROW = 520, 30
-RIGHT, TOP, BOTTOM = 16, 6, 30
-LETTER = 6.4  # mean width of a letter of the page's font, for the names
-LONGEST = 34  # letters of a name that are shown
+WIDTH, ROW = 520, 42
+SIDE, TOP, BOTTOM = 22, 4, 30
+NAME, BAR, RUNS = 15, 27, 36  # heights in a row; names have the whole width
+LONGEST = 48  # letters of a name that are shown, also where letters are large
 
 # Least part of the frame between two ticks.
 _TICKS = 5
@@ -25,7 +25,7 @@ def rows(
   """Returns a figure with one row for each cell, in their order.
 
   The thick bar is the interval over images, the thin line that over seeds, the
-  small dots are the runs and the large one is their mean.
+  dots below are the runs and the large one is their mean.
 
   Args:
     estimates: cell -> what is drawn.
@@ -34,12 +34,10 @@ def rows(
   if not estimates:
     return ""
   low, high, step = _axis(estimates.values(), zero)
-  names = {cell: _short(cell) for cell in estimates}
-  left = 14 + LETTER * max(map(len, names.values()))
   bottom = TOP + ROW * len(estimates)
 
   def across(value: float) -> float:
-    return left + (value - low) / (high - low) * (WIDTH - left - RIGHT)
+    return SIDE + (value - low) / (high - low) * (WIDTH - 2 * SIDE)
 
   ticks = [
     low + place * step for place in range(round((high - low) / step) + 1)
@@ -56,9 +54,7 @@ def rows(
       f'y2="{bottom}" stroke="var(--soft)"/>'
     )
   body = "".join(
-    f'<text x="{left - 8:.1f}" y="{TOP + ROW * (place + 0.5) + 4:.1f}" '
-    f'text-anchor="end">{html.escape(names[cell])}</text>'
-    + _row(one, TOP + ROW * (place + 0.5), across)
+    _row(cell, one, TOP + ROW * place, across)
     for place, (cell, one) in enumerate(estimates.items())
   )
   return (
@@ -68,11 +64,15 @@ def rows(
   )
 
 
-def _row(one: Estimate, y: float, across) -> str:
+def _row(
+  cell: str, one: Estimate, top: float, across: Callable[[float], float]
+) -> str:
+  y = top + BAR
   parts = [
+    f'<text x="2" y="{top + NAME}">{html.escape(_short(cell))}</text>',
     f'<line x1="{across(one.images_low):.1f}" '
     f'x2="{across(one.images_high):.1f}" y1="{y:.1f}" y2="{y:.1f}" '
-    'stroke="var(--accent)" stroke-width="9" stroke-opacity=".3"/>'
+    'stroke="var(--accent)" stroke-width="9" stroke-opacity=".3"/>',
   ]
   if one.seeds_low is not None and one.seeds_high is not None:
     parts.append(
@@ -81,7 +81,7 @@ def _row(one: Estimate, y: float, across) -> str:
       'stroke="var(--ink)" stroke-width="1.4"/>'
     )
   parts += [
-    f'<circle cx="{across(value):.1f}" cy="{y:.1f}" r="2.6" '
+    f'<circle cx="{across(value):.1f}" cy="{top + RUNS:.1f}" r="2.6" '
     f'fill="var(--line-1)"><title>seed {seed}: {value:.4f}</title></circle>'
     for seed, value in one.by_seed.items()
   ]
@@ -92,7 +92,9 @@ def _row(one: Estimate, y: float, across) -> str:
   return "".join(parts)
 
 
-def _axis(estimates, zero: bool) -> tuple[float, float, float]:
+def _axis(
+  estimates: Iterable[Estimate], zero: bool
+) -> tuple[float, float, float]:
   """Returns the ends of the axis and the distance of its round ticks."""
   values: list[float] = [0.0] if zero else []
   for one in estimates:
@@ -111,11 +113,7 @@ def _axis(estimates, zero: bool) -> tuple[float, float, float]:
 
 def _number(value: float, step: float) -> str:
   digits = max(0, -math.floor(math.log10(step) + 1e-9))
-  return (
-    f"{value:.{digits}f}".replace("-0.0", "0.0")
-    if not value
-    else (f"{value:.{digits}f}")
-  )
+  return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no -0.0
 
 
 def _short(name: str) -> str:
