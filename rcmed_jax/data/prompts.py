@@ -45,6 +45,12 @@ _PHRASE = r"<p>\s*((?:(?!</?p>|\[SEG\]).)*?)\s*</p>"
 _ANSWER_PARTS = re.compile(
   rf"(?P<absent>\bno\s+{_PHRASE})|{_PHRASE}(?P<seg>\s*\[SEG\])?"
 )
+# The sentences before a description; a phrase may hold a full stop.
+_FIXED = re.compile(
+  rf"^\s*This is a {_PHRASE} image\."
+  rf"(?:\s*{_CONTAINS} (?:(?:no )?{_PHRASE}(?:\s*\[SEG\])?(?:, | and )?)+\.)*"
+)
+_MARKS = re.compile(r"</?p>|\[SEG\]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +127,12 @@ def answer(
   if description:
     sentences.append(description)
   return " ".join(sentences) + "</s>"
+
+
+def description_in(text: str) -> str:
+  """What an answer says after its fixed sentences, without markers."""
+  rest = _FIXED.sub("", text.removesuffix("</s>"))
+  return " ".join(_MARKS.sub(" ", rest).split())
 
 
 def parse_answer(text: str) -> ParsedAnswer:

@@ -14,12 +14,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rcmed_jax.data import mixture
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.data.records import Sample
-from rcmed_jax.eval import ledger, metrics, outputs, overlays, summary
+from rcmed_jax.eval import (
+  ledger,
+  outputs,
+  overlays,
+  phrases,
+  scoring,
+  summary,
+  tasks,
+)
 from rcmed_jax.eval.protocols import (
   Answer,
   Ask,
@@ -29,18 +35,11 @@ from rcmed_jax.eval.protocols import (
   asks,
   draw,
 )
-from rcmed_jax.eval.summary import Absent, Control, Quarantined, Summary, Tally
+from rcmed_jax.eval.registry import Registry
+from rcmed_jax.eval.rows import Quarantined, Tally
+from rcmed_jax.eval.summary import Summary
 
 __all__ = ["Answer", "EvalConfig", "Found", "Request", "Summary", "evaluate"]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Claim:
-  """What an answer says of one class."""
-
-  present: bool
-  mask_IJ: np.ndarray  # bool; empty where absent
-  confidence: float  # 0 where absent
 
 
 def evaluate(
@@ -105,7 +104,7 @@ def evaluate(
   gallery = overlays.Gallery(examples, config.worst)
   scores.pictures(gallery)
   tally = scores.tally(count)
-  result = summary.summarize(tally, config, split, gallery)
+  result = summary.summarize(tally, config, split, gallery, world.registry)
   outputs.write(result, tally, Path(out_dir))
   scores.close()
   return result
@@ -118,7 +117,9 @@ class _World:
   config: EvalConfig
   siblings: Mapping[tuple[str, str], Sequence[str]]
   vocabulary: Sequence[str]
-  controlled: set[str]  # ids of records on which the controls run
+  registry: Registry
+  words: phrases.Phrases
+  controlled: set[str]  # ids of records with controls and phrases
 
 
 def _world(
@@ -126,8 +127,20 @@ def _world(
 ) -> _World:
   siblings = mixture.class_table(index)
   vocabulary = sorted({name for names in siblings.values() for name in names})
-  controlled = draw(evaluated, config.control_limit, config.seed)
-  return _World(config, siblings, vocabulary, controlled)
+  registry = Registry.load(config.tasks or None)
+  known = [
+    tasks.Task(modality, name)
+    for (_, modality), names in siblings.items()
+    for name in names
+  ]
+  return _World(
+    config,
+    siblings,
+    vocabulary,
+    registry,
+    phrases.Phrases(registry, known, config.seed),
+    draw(evaluated, config.control_limit, config.seed),
+  )
 
 
 def _told(
@@ -171,7 +184,9 @@ def _chunk(
         "answered already; each must have one answer."
       )
     scored[number] = Tally()
-    _score(waiting.pop(number), answer, scored[number], gallery)
+    scoring.score(
+      waiting.pop(number), answer, world.registry, scored[number], gallery
+    )
   if waiting:
     raise ValueError(
       f"{len(waiting)} of {len(waiting) + len(scored)} requests have no "
@@ -201,6 +216,7 @@ def _stream(
       world.config,
       siblings=world.siblings[record.dataset, record.modality],
       vocabulary=world.vocabulary,
+      words=world.words,
       controls=record.id in world.controlled,
     )
 
@@ -213,178 +229,3 @@ def _examples(evaluated: Sequence[Sample], number: int, seed: int) -> set[str]:
   if not number:
     return set()
   return {id for group in groups.values() for id in draw(group, number, seed)}
-
-
-def _score(
-  ask: Ask, answer: Answer, tally: Tally, gallery: overlays.Gallery
-) -> None:
-  """Adds one answer to the tally."""
-  if ask.kind == "named":
-    scores = _mask_scores(ask, answer)
-    tally.masks += scores
-    _keep(ask, answer, scores, gallery)
-  elif ask.kind == "open":
-    tally.open_masks += _mask_scores(ask, answer)
-    tally.named.append(_named(ask, answer))
-  elif ask.kind == "absent":
-    tally.absent.append(_absent(ask, answer))
-  else:
-    tally.controls += _control(ask, answer)
-
-
-def _mask_scores(ask: Ask, answer: Answer) -> list[metrics.MaskScore]:
-  """Scores each reference class; one the answer lacks has an empty mask."""
-  scores = []
-  references = _references(ask)
-  for name in _asked(ask):
-    ref_IJ = references[name]
-    claim = _claim(ask, answer, name)
-    scores.append(
-      metrics.MaskScore(
-        record=ask.record.id,
-        dataset=ask.record.dataset,
-        modality=ask.triplet.modality,
-        name=name,
-        counts=metrics.count(claim.mask_IJ, ref_IJ),
-        box_iou=metrics.box_iou(claim.mask_IJ, ref_IJ),
-        present=claim.present,
-        confidence=claim.confidence,
-      )
-    )
-  return scores
-
-
-def _named(ask: Ask, answer: Answer) -> metrics.Named:
-  said = (t.name or "(unnamed)" for t in answer.targets if t.present)
-  return metrics.Named(
-    record=ask.record.id,
-    modality=ask.triplet.modality,
-    said_modality=answer.modality,
-    classes=ask.triplet.classes,
-    said_classes=tuple(dict.fromkeys(said)),
-  )
-
-
-def _absent(ask: Ask, answer: Answer) -> Absent:
-  claim = _claim(ask, answer, ask.target)
-  return Absent(
-    record=ask.record.id,
-    dataset=ask.record.dataset,
-    modality=ask.triplet.modality,
-    name=ask.target,
-    rejected=not claim.present,
-    confidence=claim.confidence,
-  )
-
-
-def _control(ask: Ask, answer: Answer) -> list[Control]:
-  """Scores the answer to a spoilt question or image.
-
-  A wrong name is scored with everything that comes back, whatever the answer
-  calls it. Over noise there is no reference, so no Dice, and every target
-  counts, asked for or not.
-  """
-  references = _references(ask)
-  asked = list(ask.request.classes or ())
-  if ask.kind == "wrong_name":
-    claim = _claim(ask, answer)
-    counts = metrics.count(claim.mask_IJ, references[ask.target])
-    return [_row(ask, asked[0], ask.target, claim, counts.dice)]
-  if ask.kind == "noise":
-    said = [target.name for target in answer.targets if target.present]
-    return [
-      _row(ask, name, name, _claim(ask, answer, name), None)
-      for name in dict.fromkeys((*asked, *said))
-    ]
-  rows = []
-  for name in asked:
-    claim = _claim(ask, answer, name)
-    counts = metrics.count(claim.mask_IJ, references[name])
-    rows.append(_row(ask, name, name, claim, counts.dice))
-  return rows
-
-
-def _row(
-  ask: Ask, asked: str, target: str, claim: _Claim, dice: float | None
-) -> Control:
-  return Control(
-    kind=ask.kind,
-    record=ask.record.id,
-    modality=ask.triplet.modality,
-    asked=asked,
-    target=target,
-    dice=dice,
-    present=claim.present,
-    confidence=claim.confidence,
-  )
-
-
-def _keep(
-  ask: Ask,
-  answer: Answer,
-  scores: Sequence[metrics.MaskScore],
-  gallery: overlays.Gallery,
-) -> None:
-  """Draws the pictures of an image, if the report will show it."""
-  dice = tuple(score.counts.dice for score in scores)
-  if not gallery.wants(ask.record.id, sum(dice) / len(dice)):
-    return
-  asked, masks = _asked(ask), _references(ask)
-  references = [masks[name] for name in asked]
-  predictions = [_claim(ask, answer, name).mask_IJ for name in asked]
-  gallery.add(
-    overlays.Sample(
-      record=ask.record.id,
-      modality=ask.triplet.modality,
-      question=ask.request.question,
-      answer=answer.text,
-      classes=asked,
-      dice=dice,
-      present=tuple(score.present for score in scores),
-      shape=ask.triplet.image_IJC.shape[:2],
-      image=overlays.image_png(ask.triplet.image_IJC),
-      reference=overlays.overlay_png(references),
-      prediction=overlays.overlay_png(predictions, outlines=references),
-    )
-  )
-
-
-def _references(ask: Ask) -> dict[str, np.ndarray]:
-  """Returns class -> reference mask of the image."""
-  masks_GIJ = ask.triplet.masks_GIJ
-  return dict(zip(ask.triplet.classes, masks_GIJ, strict=True))
-
-
-def _asked(ask: Ask) -> tuple[str, ...]:
-  """Returns the classes whose masks are scored: all, if none was named."""
-  return ask.request.classes or ask.triplet.classes
-
-
-def _claim(ask: Ask, answer: Answer, name: str | None = None) -> _Claim:
-  """Returns the union of an answer's targets of one class, case ignored.
-
-  Args:
-    name: the class; None for the union of all targets.
-  """
-  shape = ask.request.image_IJC.shape[:2]
-  found = [
-    target
-    for target in answer.targets
-    if target.present and (name is None or target.name.lower() == name.lower())
-  ]
-  mask_IJ = np.zeros(shape, bool)
-  for target in found:
-    if target.mask_IJ is None:
-      continue
-    if target.mask_IJ.shape != shape:
-      raise ValueError(
-        f"{ask.record.id}: the mask of {target.name!r} has the shape "
-        f"{target.mask_IJ.shape}, expected {shape}, that of the request's "
-        "image; resize masks to it."
-      )
-    mask_IJ |= target.mask_IJ
-  return _Claim(
-    present=bool(found),
-    mask_IJ=mask_IJ,
-    confidence=max((float(target.confidence) for target in found), default=0.0),
-  )

@@ -15,17 +15,22 @@ from pathlib import Path
 import shutil
 from typing import Any
 
-from rcmed_jax.eval import metrics, overlays
-from rcmed_jax.eval.summary import Absent, Control, Quarantined, Tally
+from rcmed_jax.eval import overlays, rows
+from rcmed_jax.eval.instances import InstanceScore
+from rcmed_jax.eval.metrics import Counts
+from rcmed_jax.eval.rows import Tally
 
 _ROWS = {
-  "masks": metrics.MaskScore,
-  "open_masks": metrics.MaskScore,
-  "named": metrics.Named,
-  "absent": Absent,
-  "controls": Control,
-  "quarantine": Quarantined,
+  "masks": rows.MaskScore,
+  "open_masks": rows.MaskScore,
+  "named": rows.Named,
+  "absent": rows.Absent,
+  "controls": rows.Control,
+  "phrases": rows.Phrase,
+  "quarantine": rows.Quarantined,
 }
+# Fields that are rows themselves.
+_PARTS = {"counts": Counts, "instances": InstanceScore}
 _PICTURES = ("image", "reference", "prediction")
 
 
@@ -92,11 +97,11 @@ class Ledger:
       )
     total = Tally()
     for chunk in range(chunks):
-      rows = {
+      lists = {
         name: [_row(kind, values) for values in lines[chunk][name]]
         for name, kind in _ROWS.items()
       }
-      total.extend(Tally(lines[chunk]["images"], **rows))
+      total.extend(Tally(lines[chunk]["images"], **lists))
     return total
 
   def close(self) -> None:
@@ -143,8 +148,9 @@ def _row(kind: type, values: Mapping[str, Any]) -> Any:
     name: tuple(value) if isinstance(value, list) else value
     for name, value in values.items()
   }
-  if "counts" in fields:
-    fields["counts"] = metrics.Counts(**fields["counts"])
+  for name, part in _PARTS.items():
+    if fields.get(name) is not None:
+      fields[name] = _row(part, fields[name])
   return kind(**fields)
 
 

@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rcmed_jax.eval.metrics import MaskScore
-from rcmed_jax.eval.summary import Summary, Tally
+from rcmed_jax.eval.rows import MaskScore, Tally
+from rcmed_jax.eval.summary import Summary
 
 # The release calls these files IoU; what they hold is mean Dice.
 DICE_NOTE = "mean Dice over masks, despite the name of this file"
@@ -32,6 +32,7 @@ def write(summary: Summary, tally: Tally, out_dir: Path) -> None:
     ("recognition", map(_line, tally.named)),
     ("absent", map(_line, tally.absent)),
     ("controls", map(_line, tally.controls)),
+    ("phrases", map(_line, tally.phrases)),
     ("quarantine", map(_line, tally.quarantine)),
   ):
     _write_lines(out_dir / f"{file}--{split}.jsonl", rows)

@@ -6,8 +6,11 @@ and the modality. Descriptions and mask files never take part.
   named          every class of the reference, by name, in one question or
                  `classes_per_question` at a time
   open           an open question that names nothing
-  absent         one class of the same dataset and modality that the image
+  negative       one class of the same dataset and modality that the image
                  lacks, alone in its question
+  phrases        one class of the image in other words (`phrases.py`), alone in
+                 its question, and once by its name; the words change, the
+                 question does not
   wrong_name     control: a class that the image lacks, of any modality;
                  whatever comes back is scored against a present class
   noise          control: the named question, over noise instead of the image
@@ -26,8 +29,10 @@ import numpy as np
 
 from rcmed_jax.data import prompts
 from rcmed_jax.data.records import Sample, Triplet
+from rcmed_jax.eval import phrases
+from rcmed_jax.eval.rows import PLAIN
 
-PROTOCOLS = ("named", "open", "absent")
+PROTOCOLS = ("named", "open", "negative", "phrases")
 CONTROLS = ("wrong_name", "noise", "shuffled_text")
 
 
@@ -43,9 +48,9 @@ class EvalConfig:
   chunk: int = 64
   max_new: int = 128  # longest answer, in tokens
   limit: int = 0  # records evaluated, drawn by seed
-  protocols: tuple[str, ...] = PROTOCOLS
+  protocols: tuple[str, ...] = ("named", "open", "negative")
   controls: tuple[str, ...] = CONTROLS
-  control_limit: int = 200  # records the controls run on, drawn by seed
+  control_limit: int = 200  # records of controls and phrases, drawn by seed
   # Classes named in one question; 0: all of an image, the release's protocol.
   classes_per_question: int = 0
   absent_per_image: int = 2  # at most this many absent classes asked
@@ -56,9 +61,13 @@ class EvalConfig:
   bootstrap: int = 1000  # resamplings behind each 95% interval; 0: none
   gallery: int = 2  # images per modality shown in the report, drawn by seed
   worst: int = 8  # images with the lowest Dice shown in the report
+  tasks: str = ""  # file of more tasks, of the form of tasks.csv
   seed: int = 0
 
   def __post_init__(self) -> None:
+    # Records of earlier versions call it so.
+    asked = ["negative" if p == "absent" else p for p in self.protocols]
+    object.__setattr__(self, "protocols", tuple(asked))
     for field, allowed in (("protocols", PROTOCOLS), ("controls", CONTROLS)):
       for name in getattr(self, field):
         if name not in allowed:
@@ -132,7 +141,8 @@ class Ask:
   request: Request
   record: Sample
   triplet: Triplet
-  target: str = ""  # absent: the class asked; wrong_name: the one scored
+  target: str = ""  # negative: the class asked; wrong_name: the one scored
+  variant: phrases.Variant | None = None  # of the target's name
 
 
 def draw(records: Sequence[Sample], number: int, seed: int) -> set[str]:
@@ -150,6 +160,7 @@ def asks(
   *,
   siblings: Sequence[str],
   vocabulary: Sequence[str],
+  words: phrases.Phrases,
   controls: bool,
 ) -> Iterator[Ask]:
   """Yields all that is asked of one image, named first.
@@ -157,7 +168,8 @@ def asks(
   Args:
     siblings: the classes of the record's dataset and modality.
     vocabulary: the classes of all records.
-    controls: whether this record takes part in the controls.
+    words: other words for classes.
+    controls: whether this record takes part in controls and phrases.
   """
   image_IJC, here = triplet.image_IJC, triplet.classes
   if here:
@@ -176,14 +188,39 @@ def asks(
     template = int(random.integers(prompts.DESCRIPTION_TEMPLATES))
     text = prompts.description_question(template)
     yield Ask("open", Request(image_IJC, text, None), record, triplet)
-  if "absent" in config.protocols:
+  if "negative" in config.protocols:
     random = _random(config, "absent", record)
     missing = [name for name in siblings if name not in here]
     for place in random.permutation(len(missing))[: config.absent_per_image]:
       name = missing[int(place)]
       text = _question((name,), triplet.modality, random)
       request = Request(image_IJC, text, (name,))
-      yield Ask("absent", request, record, triplet, name)
+      yield Ask("negative", request, record, triplet, name)
+
+  if "phrases" in config.protocols and controls and here:
+    yield from _phrases(record, triplet, config, words)
+
+
+def _phrases(
+  record: Sample,
+  triplet: Triplet,
+  config: EvalConfig,
+  words: phrases.Phrases,
+) -> Iterator[Ask]:
+  """Yields one question in several words, the class's own first."""
+  random = _random(config, "phrases", record)
+  name = triplet.classes[int(random.integers(len(triplet.classes)))]
+  text = _question((name,), triplet.modality, random)
+  for variant in (
+    phrases.Variant(PLAIN, name.lower()),
+    *words.variants(triplet.modality, name, record.id),
+  ):
+    request = Request(
+      triplet.image_IJC,
+      phrases.reworded(text, name, variant.text),
+      (name,),
+    )
+    yield Ask("phrases", request, record, triplet, name, variant)
 
 
 def _controls(

@@ -7,66 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from rcmed_jax.eval import metrics
-from rcmed_jax.eval.metrics import MaskScore, share
+from rcmed_jax.eval import (
+  averages,
+  boxes,
+  changed,
+  confidence,
+  instances,
+  metrics,
+  wording,
+)
 from rcmed_jax.eval.overlays import Gallery, Sample
 from rcmed_jax.eval.protocols import EvalConfig
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Absent:
-  """The answer to a question about a class that the image lacks."""
-
-  record: str
-  dataset: str
-  modality: str
-  name: str
-  rejected: bool
-  confidence: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Control:
-  """The answer to one class of a control."""
-
-  kind: str
-  record: str
-  modality: str
-  asked: str  # the class in the question
-  target: str  # the class it is compared with
-  dice: float | None  # against the target's reference; None over noise
-  present: bool
-  confidence: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Quarantined:
-  """A record that could not be read."""
-
-  record: str
-  path: str
-  field: str
-  reason: str
-
-
-@dataclasses.dataclass
-class Tally:
-  """All scores of a split, without any image."""
-
-  images: int = 0  # read
-  masks: list[MaskScore] = dataclasses.field(default_factory=list)
-  open_masks: list[MaskScore] = dataclasses.field(default_factory=list)
-  named: list[metrics.Named] = dataclasses.field(default_factory=list)
-  absent: list[Absent] = dataclasses.field(default_factory=list)
-  controls: list[Control] = dataclasses.field(default_factory=list)
-  quarantine: list[Quarantined] = dataclasses.field(default_factory=list)
-
-  def extend(self, other: "Tally") -> None:
-    """Adds another's scores after these."""
-    self.images += other.images
-    for name, rows in vars(other).items():
-      if name != "images":
-        getattr(self, name).extend(rows)
+from rcmed_jax.eval.registry import Registry
+from rcmed_jax.eval.rows import MaskScore, Quarantined, Tally
+from rcmed_jax.eval.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +40,20 @@ class Summary:
   quarantine: Sequence[Quarantined]
   examples: Sequence[Sample]
   lowest: Sequence[Sample]
+  claims: Sequence[tuple[float, float]]  # `confidence.claims`
 
 
 def summarize(
-  tally: Tally, config: EvalConfig, split: str, gallery: Gallery
+  tally: Tally,
+  config: EvalConfig,
+  split: str,
+  gallery: Gallery,
+  registry: Registry,
 ) -> Summary:
   """Returns the tables of a split.
+
+  Args:
+    registry: which tasks belong together.
 
   Raises:
     ValueError: not a single mask was scored.
@@ -102,7 +64,7 @@ def summarize(
       f"split {split!r}: no mask could be scored; {tally.images} images were "
       f"read and {len(tally.quarantine)} quarantined. Repair the data.{reasons}"
     )
-  tables = _tables(tally, config, split)
+  tables = _tables(tally, config, split, registry)
   macro, presence = tables["macro"], tables["presence"]
   found = tables["recognition"]
   examples = sorted(
@@ -122,15 +84,18 @@ def summarize(
     quarantine=tuple(tally.quarantine),
     examples=tuple(examples),
     lowest=tuple(gallery.lowest),
+    claims=confidence.claims(tally),
   )
 
 
-def _tables(tally: Tally, config: EvalConfig, split: str) -> dict[str, Any]:
+def _tables(
+  tally: Tally, config: EvalConfig, split: str, registry: Registry
+) -> dict[str, Any]:
   """Returns what summary--<split>.json holds."""
   masks = tally.masks
 
   def table(by: Callable[[MaskScore], Any]) -> dict[Any, dict[str, Any]]:
-    rows = metrics.aggregate(
+    rows = averages.aggregate(
       masks, by, draws=config.bootstrap, seed=config.seed
     )
     return {key: dataclasses.asdict(row) for key, row in rows.items()}
@@ -151,6 +116,9 @@ def _tables(tally: Tally, config: EvalConfig, split: str) -> dict[str, Any]:
     "dice_low": overall["dice_low"],
     "dice_high": overall["dice_high"],
     "box_iou": overall["box_iou"],
+    "nsd": overall["nsd"],
+    "hd95_mm": overall["hd95_mm"],
+    "hd95_px": overall["hd95_px"],
     "macro": {
       "dice": metrics.mean(row["dice"] for row in by_task.values()),
       "dice_low": low,
@@ -161,14 +129,25 @@ def _tables(tally: Tally, config: EvalConfig, split: str) -> dict[str, Any]:
     "confidence_histogram": _histogram(score.confidence for score in masks),
     "by_modality": table(lambda score: score.modality),
     "by_task": [
-      {"modality": task.modality, "class": task.name, **row}
+      {
+        "modality": task.modality,
+        "class": task.name,
+        "known": registry.task(task.modality, task.name).known,
+        **row,
+      }
       for task, row in by_task.items()
     ],
+    "by_group": _groups(by_task, registry),
+    "box_ap": _box_ap(tally),
+    "instances": _instances(masks),
     "by_class": table(lambda score: score.name),
     "by_dataset": table(lambda score: score.dataset),
     "recognition": _recognition(tally),
-    "presence": _presence(tally),
-    "controls": _controls(tally, config),
+    "wording": _wording(tally),
+    "presence": confidence.presence_table(tally),
+    "calibration": confidence.calibration_table(tally),
+    "controls": changed.controls(tally, config),
+    "phrases": changed.phrases(tally, config),
     "config": _settings(config),
   }
 
@@ -192,10 +171,85 @@ def _histogram(values: Iterable[float]) -> list[int]:
   return np.histogram(list(values), bins=20, range=(0, 1))[0].tolist()
 
 
+def _groups(
+  by_task: Mapping[Task, Mapping[str, Any]], registry: Registry
+) -> dict[str, dict[str, dict[str, Any]]]:
+  """Grouping -> group -> the mean over its tasks."""
+  return {
+    grouping: {
+      group: {
+        "tasks": len(tasks),
+        "masks": sum(by_task[task]["masks"] for task in tasks),
+        **{
+          name: metrics.mean(by_task[task][name] for task in tasks)
+          for name in ("dice", "iou", "nsd")
+        },
+      }
+      for group, tasks in groups.items()
+    }
+    for grouping, groups in registry.groups(by_task).items()
+  }
+
+
+def _box_ap(tally: Tally) -> dict[str, Any]:
+  """Average precision of boxes, the mean over tasks."""
+  pairs: dict[Task, list[boxes.BoxPair]] = collections.defaultdict(list)
+  for score in tally.masks:
+    pair = boxes.BoxPair(score.pred_box, score.ref_box, score.confidence)
+    pairs[score.task].append(pair)
+  for row in tally.absent:
+    pair = boxes.BoxPair(row.box, None, row.confidence)
+    pairs[Task(row.modality, row.name)].append(pair)
+  mean, _ = boxes.by_class(pairs)
+  return dataclasses.asdict(mean)
+
+
+def _instances(masks: Sequence[MaskScore]) -> list[dict[str, Any]]:
+  """Tasks that are counted one by one, pooled over images."""
+  found: dict[Task, list[instances.InstanceScore]] = {}
+  for score in masks:
+    if score.instances is not None:
+      found.setdefault(score.task, []).append(score.instances)
+  rows = []
+  for task, scores in sorted(found.items()):
+    total = instances.pool(scores)
+    ap, f1 = (
+      dict(zip(map(str, total.thresholds), values, strict=True))
+      for values in (total.ap, total.f1)
+    )
+    rows.append(
+      {
+        "modality": task.modality,
+        "class": task.name,
+        "images": len(scores),
+        "predicted": total.preds,
+        "reference": total.refs,
+        "aji": total.aji,
+        "pq": total.pq,
+        "dq": total.dq,
+        "sq": total.sq,
+        "ap": ap,
+        "f1": f1,
+      }
+    )
+  return rows
+
+
+def _wording(tally: Tally) -> dict[str, Any] | None:
+  """Descriptions against the data's; None where it has none."""
+  pairs = [
+    (row.said, row.description) for row in tally.named if row.description
+  ]
+  if not pairs:
+    return None
+  said, wanted = zip(*pairs, strict=True)
+  return dataclasses.asdict(wording.compare(said, wanted))
+
+
 def _recognition(tally: Tally) -> dict[str, Any] | None:
   if not tally.named:
     return None
-  found = metrics.recognition(tally.named)
+  found = averages.recognition(tally.named)
   table = {
     field.name: getattr(found, field.name)
     for field in dataclasses.fields(found)
@@ -212,94 +266,6 @@ def _recognition(tally: Tally) -> dict[str, Any] | None:
   dice = [score.counts.dice for score in tally.open_masks]
   table["dice"] = metrics.mean(dice) if dice else None
   return table
-
-
-def _presence(tally: Tally) -> dict[str, Any]:
-  modalities = sorted({row.modality for row in [*tally.masks, *tally.absent]})
-  return {
-    **_presence_row(tally.masks, tally.absent),
-    "by_modality": {
-      modality: _presence_row(
-        [score for score in tally.masks if score.modality == modality],
-        [row for row in tally.absent if row.modality == modality],
-      )
-      for modality in modalities
-    },
-  }
-
-
-def _presence_row(
-  masks: Sequence[MaskScore], absent: Sequence[Absent]
-) -> dict[str, Any]:
-  """Returns counts and shares; a share of nothing is None."""
-  false = sum(not score.present for score in masks)
-  rejected = sum(row.rejected for row in absent)
-  return {
-    "asked_present": len(masks),
-    "rejected_present": false,
-    "false_rejection": share(false, len(masks)) if masks else None,
-    "asked_absent": len(absent),
-    "rejected_absent": rejected,
-    "absent_rejection": share(rejected, len(absent)) if absent else None,
-  }
-
-
-def _controls(tally: Tally, config: EvalConfig) -> dict[str, Any]:
-  kinds: dict[str, list[Control]] = collections.defaultdict(list)
-  for row in tally.controls:
-    kinds[row.kind].append(row)
-  named = {(s.record, s.name): s.counts.dice for s in tally.masks}
-  return {
-    kind: _noise(rows, config)
-    if kind == "noise"
-    else _paired(rows, named, config)
-    for kind, rows in sorted(kinds.items())
-  }
-
-
-def _paired(
-  rows: Sequence[Control],
-  named: Mapping[tuple[str, str], float],
-  config: EvalConfig,
-) -> dict[str, Any]:
-  """Compares a control with the named Dice of the same targets."""
-  dice = [row.dice or 0.0 for row in rows]
-  normal = [named[row.record, row.target] for row in rows]
-  drops = [before - after for before, after in zip(normal, dice, strict=True)]
-  means_KG = metrics.bootstrap(
-    drops,
-    [row.record for row in rows],
-    ["all"] * len(rows),
-    draws=config.bootstrap,
-    seed=config.seed,
-  )
-  low, high = metrics.interval(means_KG[:, 0])
-  return {
-    "targets": len(rows),
-    "images": len({row.record for row in rows}),
-    "named_dice": metrics.mean(normal),
-    "control_dice": metrics.mean(dice),
-    "drop": metrics.mean(drops),
-    "drop_low": low,
-    "drop_high": high,
-    "claimed": share(sum(row.present for row in rows), len(rows)),
-  }
-
-
-def _noise(rows: Sequence[Control], config: EvalConfig) -> dict[str, Any]:
-  """Counts what is still claimed where there is nothing to see."""
-  confident = [
-    row.present and row.confidence >= config.confident for row in rows
-  ]
-  return {
-    "targets": len(rows),
-    "images": len({row.record for row in rows}),
-    "claimed": share(sum(row.present for row in rows), len(rows)),
-    "threshold": config.confident,
-    "confident": sum(confident),
-    "confident_share": share(sum(confident), len(rows)),
-    "mean_confidence": metrics.mean(row.confidence for row in rows),
-  }
 
 
 def _settings(config: EvalConfig) -> dict[str, Any]:

@@ -1,13 +1,19 @@
+import dataclasses
 import json
 import pathlib
 
 import numpy as np
 import pytest
 
+from rcmed_jax.data.records import Record
 from rcmed_jax.eval import evaluate as evaluate_lib
+from rcmed_jax.eval import surfaces
 from rcmed_jax.eval.evaluate import EvalConfig, evaluate
+from rcmed_jax.eval.registry import Registry
 
 CONFIG = EvalConfig(chunk=5, bootstrap=100, gallery=1, worst=2)
+
+LIVER = ("images/ct--toy--01.png", "liver")
 
 
 def _lines(path: pathlib.Path) -> list[dict]:
@@ -77,7 +83,121 @@ def test_chunks_and_repetition_change_no_byte(world, oracle, tmp_path):
     evaluate(world, model, config, folder)
     outputs.append(_files(folder))
   assert outputs[0] == outputs[1] == outputs[2] == outputs[3]
-  assert len(outputs[0]) == 8
+  assert len(outputs[0]) == 9
+
+
+def test_surfaces_boxes_and_groups_of_a_shifted_model(world, oracle, tmp_path):
+  """Each row against the definitions, on the images themselves."""
+  summary = evaluate(world, oracle(world, shift=2), CONFIG, tmp_path)
+  lines = _lines(tmp_path / "metrics--test.jsonl")
+  masks = {}
+  for record in world:
+    triplet = record.load()
+    for name, mask_IJ in zip(triplet.classes, triplet.masks_GIJ, strict=True):
+      masks[record.id, name] = mask_IJ
+  for line in lines:
+    ref_IJ = masks[line["record"], line["class"]]
+    pred_IJ = np.roll(ref_IJ, 2, axis=(0, 1))
+    found = surfaces.compare(pred_IJ, ref_IJ, (2.0,))
+    assert (line["nsd"], line["hd95"]) == (found.nsd[0], found.hd95)
+    assert (line["unit"], line["tolerance"]) == ("px", 2.0)
+    rows, columns = ref_IJ.any(1).nonzero()[0], ref_IJ.any(0).nonzero()[0]
+    box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    assert line["ref_box"] == box
+  table = summary.tables
+  assert table["nsd"] == pytest.approx(np.mean([x["nsd"] for x in lines]))
+  assert table["hd95_px"] == pytest.approx(np.mean([x["hd95"] for x in lines]))
+  assert table["hd95_mm"] is None
+  assert table["box_ap"]["refs"] == len(lines)
+  assert 0 < table["box_ap"]["ap"] < table["box_ap"]["ap50"] <= 1
+  dice = {(x["modality"], x["class"]): x["dice"] for x in table["by_task"]}
+  by_modality = table["by_group"]["modality"]
+  ct = [d for (modality, _), d in dice.items() if modality.startswith("comp")]
+  assert by_modality["computed tomography"]["dice"] == pytest.approx(
+    np.mean(ct)
+  )
+  assert "abdomen" in table["by_group"]["region"]
+
+
+def test_known_spacing_makes_millimetres(world, oracle, tmp_path):
+  @dataclasses.dataclass(frozen=True)
+  class Spaced(Record):
+    def load(self, on_fault=None):
+      found = Record.load(self, on_fault)
+      return dataclasses.replace(found, spacing_mm=(0.5, 2.0))
+
+  names = [field.name for field in dataclasses.fields(Record)]
+  spaced = [
+    Spaced(**{name: getattr(record, name) for name in names})
+    for record in world
+  ]
+  summary = evaluate(spaced, oracle(world, shift=2), CONFIG, tmp_path)
+  lines = _lines(tmp_path / "metrics--test.jsonl")
+  (line,) = (x for x in lines if (x["record"], x["class"]) == LIVER)
+  ref_IJ = world[1].load().masks_GIJ[world[1].classes.index("liver")]
+  tolerance = Registry.load().task("ct", "liver").tolerance_mm
+  found = surfaces.compare(
+    np.roll(ref_IJ, 2, axis=(0, 1)), ref_IJ, (tolerance,), (0.5, 2.0)
+  )
+  assert line["unit"] == "mm"
+  assert line["tolerance"] == tolerance
+  assert (line["nsd"], line["hd95"]) == (found.nsd[0], found.hd95)
+  # Skin has no tolerance in mm: pixels, and apart from the others.
+  assert {x["unit"] for x in lines if x["modality"] == "dermoscopy"} == {"px"}
+  assert summary.tables["hd95_mm"] is not None
+  assert summary.tables["hd95_px"] is not None
+
+
+def test_confidences_of_a_model_that_always_says_the_same(
+  world, oracle, tmp_path
+):
+  """0.9 on masks of IoU 1, 0 on what is denied: worked by hand."""
+  summary = evaluate(world, oracle(world), CONFIG, tmp_path)
+  table = summary.tables["calibration"]
+  assert table["claims"] == summary.masks
+  assert table["ece"] == pytest.approx(0.1)
+  assert table["brier"] == pytest.approx(0.01)
+  assert table["aurc"] == 0
+  there = summary.tables["presence"]
+  assert there["auroc"] == 1.0
+  assert there["at_recall"]["false_alarm"] == 0.0
+  assert there["at_recall"]["threshold"] == 0.9
+  assert set(summary.claims) == {(0.9, 1.0)}
+
+
+def test_other_words_for_a_class(world, oracle, tmp_path):
+  """A model that knows names by their letters alone loses those of others."""
+  config = dataclasses.replace(CONFIG, protocols=("named", "phrases"))
+  model = oracle(world)
+  summary = evaluate(world, model, config, tmp_path)
+  table = summary.tables["phrases"]
+  assert {"typo", "case"} <= set(table)
+  for row in table.values():
+    assert row["name_dice"] == pytest.approx(1, abs=1e-6)
+  # "hairr" still holds "hair".
+  assert table["typo"]["drop"] > 0.8
+  assert table["typo"]["claimed"] < 0.2
+  assert table["case"]["drop"] == pytest.approx(1, abs=1e-6)
+  lines = _lines(tmp_path / "phrases--test.jsonl")
+  plain = [line for line in lines if line["kind"] == "name"]
+  assert len(plain) == len({line["record"] for line in lines}) == 12
+  questions = {request.question for request in model.requests}
+  for line in lines:
+    assert any(line["phrase"] in question for question in questions)
+
+
+def test_descriptions_are_compared_and_never_shown(world, oracle, tmp_path):
+  summary = evaluate(world, oracle(world), CONFIG, tmp_path)
+  wording = summary.tables["wording"]
+  assert wording["texts"] == 12
+  assert 0 < wording["rougeL"] < 0.3  # the oracle's words share "holds"
+  (first, *_) = _lines(tmp_path / "recognition--test.jsonl")
+  assert first["description"] == world[0].description
+
+
+def test_earlier_records_name_the_negative_protocol_otherwise():
+  config = EvalConfig(protocols=("named", "absent"))
+  assert config.protocols == ("named", "negative")
 
 
 class Killed(BaseException):

@@ -6,8 +6,9 @@ import scipy.spatial.distance
 import skimage.measure
 
 from rcmed_jax.data import images
-from rcmed_jax.eval import metrics
-from rcmed_jax.eval.metrics import Counts, MaskScore, Named
+from rcmed_jax.eval import averages, metrics
+from rcmed_jax.eval.metrics import Counts
+from rcmed_jax.eval.rows import MaskScore, Named
 
 
 def _random_masks(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +86,7 @@ def test_aggregates_by_hand():
     _score("b", "liver", 0, 10, 30),  # Dice 0, IoU 0
     _score("b", "cyst", 50, 50, 100),  # Dice 2/3, IoU 1/2
   ]
-  rows = metrics.aggregate(scores, lambda s: s.name, draws=0, seed=0)
+  rows = averages.aggregate(scores, lambda s: s.name, draws=0, seed=0)
   assert list(rows) == ["cyst", "liver"]
   liver = rows["liver"]
   assert (liver.images, liver.masks) == (2, 2)
@@ -93,7 +94,7 @@ def test_aggregates_by_hand():
   assert liver.iou == 1 / 2
   assert liver.ciou == 10 / (10 + 40)
   assert liver.dice_low is None
-  everything = metrics.aggregate(scores, lambda s: "all", draws=0, seed=0)
+  everything = averages.aggregate(scores, lambda s: "all", draws=0, seed=0)
   assert everything["all"].dice == pytest.approx(5 / 9, abs=1e-8)
   assert everything["all"].ciou == 60 / (10 + 40 + 100)
 
@@ -140,7 +141,7 @@ def test_recognition_by_hand():
     Named("2", "ct", "mr", ("liver",), ("cyst",)),
     Named("3", "ct", None, ("spleen",), ()),
   ]
-  found = metrics.recognition(answers)
+  found = averages.recognition(answers)
   assert (found.tp, found.fp, found.fn) == (2, 1, 2)
   assert found.accuracy == 2 / 5
   assert found.exact == 1 / 3

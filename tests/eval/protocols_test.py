@@ -3,11 +3,16 @@ import itertools
 import numpy as np
 import pytest
 
-from rcmed_jax.eval import protocols
+from rcmed_jax.eval import phrases, protocols
 from rcmed_jax.eval.protocols import EvalConfig
+from rcmed_jax.eval.registry import Registry
+from rcmed_jax.eval.tasks import Task
 
 SIBLINGS = ("liver", "right kidney", "spleen")
 VOCABULARY = (*SIBLINGS, "heart", "hair")
+WORDS = phrases.Phrases(
+  Registry.load(), [Task("ct", name) for name in SIBLINGS], seed=0
+)
 
 
 def _asks(record, config=None, controls=True):
@@ -17,6 +22,7 @@ def _asks(record, config=None, controls=True):
     config or EvalConfig(),
     siblings=SIBLINGS,
     vocabulary=VOCABULARY,
+    words=WORDS,
     controls=controls,
   )
   return {
@@ -27,15 +33,30 @@ def _asks(record, config=None, controls=True):
 
 def test_every_protocol_and_control_is_asked(world):
   record = world[0]  # holds two of the three classes of its dataset
-  found = _asks(record)
+  everything = EvalConfig(protocols=protocols.PROTOCOLS)
+  found = _asks(record, everything)
   assert set(found) == {*protocols.PROTOCOLS, *protocols.CONTROLS}
   here = found["named"][0].triplet.classes
-  (absent,) = found["absent"]
+  (absent,) = found["negative"]
   assert {*here, absent.target} == set(SIBLINGS)
   assert absent.request.classes == (absent.target,)
   assert absent.target in absent.request.question
   assert found["open"][0].request.classes is None
-  assert set(_asks(record, controls=False)) == set(protocols.PROTOCOLS)
+  assert set(_asks(record, everything, controls=False)) == {
+    *("named", "open", "negative")
+  }
+
+
+def test_other_words_are_asked_in_one_and_the_same_question(world):
+  config = EvalConfig(protocols=protocols.PROTOCOLS)
+  own, *others = _asks(world[1], config)["phrases"]
+  assert own.variant.kind == "name"
+  assert len({ask.variant.kind for ask in others}) == len(others) > 1
+  for ask in others:
+    assert ask.target == own.target
+    question = own.request.question
+    reworded = question.replace(own.variant.text, ask.variant.text)
+    assert ask.request.question == reworded != question
 
 
 def test_named_question_names_all_and_open_question_none(world):
