@@ -163,14 +163,14 @@ def _tasks(report: Mapping[str, Any]) -> str:
 def _pictures(report: Mapping[str, Any]) -> str:
   sizes = report["sizes"]
   tables = [
-    ("Rows x columns, pixels", sizes["common"]),
-    ("Spacing of rows x columns, mm", report["spacings_mm"]),
-    ("Targets in an image", report["targets_per_image"]),
-    ("Images of data sets", _totals(report["datasets"])),
+    ("Sizes", "rows x columns, pixels", sizes["common"]),
+    ("Spacings", "rows x columns, mm", report["spacings_mm"]),
+    ("Targets", "in an image", report["targets_per_image"]),
+    ("Data sets", "name", _totals(report["datasets"])),
   ]
   shown = "".join(
-    f"<div><h3>{name}</h3>{_bars(counts)}</div>"
-    for name, counts in tables
+    f"<div><h3>{name}</h3>{_bars(head, counts)}</div>"
+    for name, head, counts in tables
     if counts
   )
   if not sizes["different"]:
@@ -185,10 +185,10 @@ def _pictures(report: Mapping[str, Any]) -> str:
   )
 
 
-def _bars(counts: Mapping[str, int]) -> str:
+def _bars(head: str, counts: Mapping[str, int]) -> str:
   most = max(counts.values(), default=0)
   return page.table(
-    ("<", "images"),
+    (f"<{head}", "images"),
     [(name, page.bar(count, most)) for name, count in counts.items()],
   )
 

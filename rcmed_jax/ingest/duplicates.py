@@ -63,8 +63,13 @@ def perceptual_hash(image_IJC: np.ndarray) -> int | None:
 def equal_groups(hashes_N: np.ndarray) -> list[np.ndarray]:
   """Places of hashes that are there more than once, a group a value."""
   order = np.argsort(hashes_N, kind="stable")
-  edges = np.flatnonzero(np.diff(hashes_N[order])) + 1
-  return [group for group in np.split(order, edges) if len(group) > 1]
+  sorted_N = hashes_N[order]
+  # Whether each is equal to the one before it; of most it is to neither side.
+  same = np.zeros(len(order) + 1, bool)
+  same[1:-1] = sorted_N[1:] == sorted_N[:-1]
+  several = same[1:] | same[:-1]
+  firsts = np.flatnonzero(~same[:-1][several])
+  return np.split(order[several], firsts[1:]) if several.any() else []
 
 
 def near_groups(hashes_N: np.ndarray, distance: int) -> list[np.ndarray]:
@@ -85,13 +90,18 @@ def near_groups(hashes_N: np.ndarray, distance: int) -> list[np.ndarray]:
       "pictures of one kind are all near."
     )
   values, inverse = np.unique(hashes_N, return_inverse=True)
-  pairs = [pair for pair in _near_pairs(values, distance) if len(pair[0])]
-  left = np.concatenate([np.empty(0, np.int64), *(pair[0] for pair in pairs)])
-  right = np.concatenate([np.empty(0, np.int64), *(pair[1] for pair in pairs)])
-  graph = scipy.sparse.coo_matrix(
-    (np.ones(len(left), bool), (left, right)), (len(values), len(values))
-  )
-  _, labels = scipy.sparse.csgraph.connected_components(graph, directed=False)
+  labels = np.arange(len(values))
+  # Pairs are joined as they are found: there may be more than fit in memory.
+  for left, right in _near_pairs(values, distance):
+    one, other = labels[left], labels[right]
+    apart = one != other
+    if apart.any():
+      graph = scipy.sparse.coo_matrix(
+        (np.ones(apart.sum(), bool), (one[apart], other[apart])),
+        (len(values), len(values)),
+      )
+      _, joined = scipy.sparse.csgraph.connected_components(graph, False)
+      labels = joined[labels]
   return equal_groups(labels[inverse])
 
 
@@ -111,7 +121,8 @@ def _near_pairs(
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.diff(keys[order], prepend=~keys[order[:1]]))
     ends = np.append(starts[1:], len(keys))
-    yield from _near_within(values, order, starts, ends, distance)
+    found = _near_within(values, order, starts, ends, distance)
+    yield from _gathered(found)
 
 
 def _near_within(
@@ -136,3 +147,25 @@ def _near_within(
       yield left[near], right[near]
     step += 1
     places = places[rest[places] >= step]
+
+
+def _gathered(
+  pairs: Iterator[tuple[np.ndarray, np.ndarray]],
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """The pairs in fewer, larger parts."""
+  parts, count = [], 0
+  for left, right in pairs:
+    parts.append((left, right))
+    count += len(left)
+    if count > CHUNK:
+      yield _joined(parts)
+      parts, count = [], 0
+  if count:
+    yield _joined(parts)
+
+
+def _joined(
+  parts: list[tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray]:
+  lefts, rights = zip(*parts, strict=True)
+  return np.concatenate(lefts), np.concatenate(rights)

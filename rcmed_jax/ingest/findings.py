@@ -19,6 +19,7 @@ SHOWN_MEMBERS = 6
 
 def report(tally: Tally, near_bits: int) -> dict[str, Any]:
   """The report; `findings` in it says what asks for a decision."""
+  near = _near(tally, near_bits)
   found: dict[str, Any] = {
     "version": VERSION,
     "counts": _counts(tally),
@@ -44,8 +45,8 @@ def report(tally: Tally, near_bits: int) -> dict[str, Any]:
       for (field, reason), count in tally.reasons.most_common()
     ],
     "spellings": _spellings(tally),
-    "duplicates": _duplicates(tally, near_bits),
-    "leakage": _leakage(tally, near_bits),
+    "duplicates": _duplicates(tally, near, near_bits),
+    "leakage": _leakage(tally, near),
     "ids_twice": _ids_twice(tally),
   }
   found["findings"] = _findings(found)
@@ -128,10 +129,11 @@ def _spellings(tally: Tally) -> list[dict[str, Any]]:
   ]
 
 
-def _duplicates(tally: Tally, near_bits: int) -> dict[str, Any]:
-  """Equal and near pictures, those of one group apart."""
+def _duplicates(
+  tally: Tally, near: Sequence[np.ndarray], near_bits: int
+) -> dict[str, Any]:
+  """Equal and near pictures."""
   equal = duplicates.equal_groups(tally.exact_N)
-  near = _near(tally, near_bits)
   return {
     "equal": _groups(tally, equal),
     "near": _groups(tally, near),
@@ -153,7 +155,7 @@ def _near(tally: Tally, near_bits: int) -> list[np.ndarray]:
   return found
 
 
-def _leakage(tally: Tally, near_bits: int) -> dict[str, Any]:
+def _leakage(tally: Tally, near: Sequence[np.ndarray]) -> dict[str, Any]:
   """What lies on both sides of a split."""
   groups_N = tally.groups_N
   grouped = np.flatnonzero(groups_N)
@@ -165,7 +167,7 @@ def _leakage(tally: Tally, near_bits: int) -> dict[str, Any]:
     "equal": _groups(
       tally, _across(tally, duplicates.equal_groups(tally.exact_N))
     ),
-    "near": _groups(tally, _across(tally, _near(tally, near_bits))),
+    "near": _groups(tally, _across(tally, near)),
     "grouped": len(grouped),  # triplets of which patient or volume is known
   }
 

@@ -89,7 +89,8 @@ def bar(value: float, most: float) -> tuple[str, float]:
   """A cell with a number and how much of the largest it is."""
   width = 100 * value / most if most else 0
   return (
-    f'<span class="bar"><b style="width:{width:.1f}%"></b></span>{value:,}',
+    f'<span class="bar"><b style="width:{width:.1f}%"></b></span>'
+    f'<span class="number">{value:,}</span>',
     value,
   )
 

@@ -5,7 +5,7 @@ import layouts
 import numpy as np
 import pytest
 
-from rcmed_jax.data import json_stream, readers
+from rcmed_jax.data import readers
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.ingest import index_file, sources
 
@@ -14,11 +14,6 @@ LIVER = (3, 20, 4, 15)
 
 def opened(path, **options):
   return index_file.open_source(path, sources.Options(**options))
-
-
-def entries(path):
-  """What json_stream says, against the standard library."""
-  return list(json_stream.entries(path, "index", "{...}"))
 
 
 def test_units_give_what_the_files_hold(tmp_path):
@@ -76,21 +71,6 @@ def test_a_folder_with_one_index_is_that_index(tmp_path):
 # The stream.
 
 
-@pytest.mark.parametrize(
-  "text",
-  [
-    "{}",
-    '{"a": [], "b": [{"m.png": "liver"}]}',
-    ' {"\\u00e4\\n\\"/": [[1, 2.5, -3e2, true, null, {"x": {}}]], "": 0}\n',
-    '{"a": 9007199254740993}',
-  ],
-)
-def test_the_stream_reads_what_json_reads(tmp_path, text):
-  path = tmp_path / "a.json"
-  path.write_text(text)
-  assert entries(path) == list(json.loads(text).items())
-
-
 @pytest.mark.parametrize("cut", [1, 20, 60, 61])
 def test_what_comes_before_a_break_is_kept(tmp_path, cut):
   whole = {f"ct--set--{n}.png": [{f"{n}.png": "liver"}] for n in range(50)}
@@ -119,19 +99,3 @@ def test_what_comes_twice_is_a_fault(tmp_path):
     "the image is named twice",
     "mask 'm.png' is named twice",
   ]
-
-
-def test_depth_is_bounded(tmp_path):
-  path = tmp_path / "a.json"
-  path.write_text('{"ct--s--1.png": ' + "[" * 1_000_000)
-  with pytest.raises(DataError, match="more than 64 levels deep"):
-    entries(path)
-
-
-def test_elements_are_those_under_the_key(tmp_path):
-  path = tmp_path / "a.json"
-  path.write_text('{"b": {"a": [0]}, "a": [1, {"c": [2]}, []], "c": [3]}')
-  found = json_stream.elements(path, "index", "{...}", "a")
-  assert list(found) == [1, {"c": [2]}, []]
-  with pytest.raises(DataError, match="'b' holds no array"):
-    list(json_stream.elements(path, "index", "{...}", "b"))
