@@ -54,8 +54,7 @@ HEADS = (
   ("B is", ""),
   ("p (Holm)", "wide"),
   ("r", "wide"),
-  ("A", "wide"),
-  ("B", "wide"),
+  ("Dice of B", "wide"),
   ("Images", "wide"),
 )
 OUTCOMES = {"win": "better", "loss": "worse", "tie": "unclear"}
@@ -240,7 +239,6 @@ def _row(row: TaskResult, scale: float) -> str:
     (OUTCOMES[row.outcome], ""),
     (_p(row.holm), row.holm),
     (verdict.signed(found.rank_biserial), found.rank_biserial),
-    (tables.cell(dice.a), dice.a),
     (tables.cell(dice.b), dice.b),
     (f"{found.better} · {found.equal} · {found.worse}", found.images),
   )

@@ -8,9 +8,9 @@ never passed over: it is refused, or listed where that was asked for.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import json
-import math
 import os
 import pathlib
+import sys
 
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.eval.metrics import Counts
@@ -202,11 +202,16 @@ def _mask(line: str, place: str) -> tuple[Key, Scored]:
       place, "inter", f"{inter} pixels of {pred} and {ref} are shared", remedy
     )
   told = row.get("dice", counts.dice)
-  if not math.isclose(told, counts.dice, rel_tol=0, abs_tol=ROUNDING):
+  is_number = isinstance(told, int | float)
+  if not is_number or not abs(told - counts.dice) <= ROUNDING:
     raise DataError(
-      place, "dice", f"{told} is not that of its counts, {counts.dice}", remedy
+      place,
+      "dice",
+      f"{told!r} is not that of its counts, {counts.dice}",
+      remedy,
     )
-  return key, Scored(modality, counts)
+  # A class and a modality are in memory once, not once a mask.
+  return (key[0], sys.intern(key[1])), Scored(sys.intern(modality), counts)
 
 
 def _name(key: Key) -> str:

@@ -3,11 +3,11 @@ import json
 import pytest
 
 from rcmed_jax.data.checks import DataError
-from rcmed_jax.eval import outputs, pairing, summary
-from rcmed_jax.eval.metrics import Counts, MaskScore
-from rcmed_jax.eval.overlays import Gallery
+from rcmed_jax.eval import pairing
+from rcmed_jax.eval.compare import compare
+from rcmed_jax.eval.evaluate import EvalConfig, evaluate
+from rcmed_jax.eval.metrics import Counts
 from rcmed_jax.eval.pairing import Scored, match
-from rcmed_jax.eval.protocols import EvalConfig
 from rcmed_jax.eval.tasks import Task
 
 
@@ -53,6 +53,8 @@ def test_lines_are_read_by_record_and_class(tmp_path):
     ((_line(inter=-1),), "line 1: inter: -1 pixels"),
     ((_line(record=7),), "line 1: line: expected a text, not 7"),
     ((_line(dice=0.6),), "line 1: dice: 0.6 is not that of its counts, 0.5"),
+    ((_line(dice="0.5"),), "line 1: dice: '0.5' is not that of its counts"),
+    ((_line(dice=float("nan")),), "line 1: dice: nan is not that of its"),
   ],
 )
 def test_faulty_lines_are_refused(tmp_path, lines, message):
@@ -118,23 +120,20 @@ def test_runs_of_other_data_are_refused(common):
     match(a, {("1", "liver"): _scored(modality="mr")}, common=common)
 
 
-def test_what_evaluation_writes_can_be_read(world, tmp_path):
-  """Against the counts of a tally of the same evaluation's lines."""
-  tally = summary.Tally(images=len(world))
-  for place, record in enumerate(world):
-    for name in record.classes:
-      counts = Counts(place, place + 3, 20)
-      tally.masks.append(
-        MaskScore(
-          record.id, "toy", record.modality, name, counts, 0.5, True, 0.9
-        )
-      )
-  told = summary.summarize(
-    tally, EvalConfig(bootstrap=0), "test", Gallery(set(), 0)
+def test_what_evaluation_writes_can_be_compared(world, oracle, tmp_path):
+  """The averages of a comparison are those of the evaluation."""
+  config = EvalConfig(bootstrap=0)
+  told = [
+    evaluate(world, oracle(world, shift=shift), config, tmp_path / f"{shift}")
+    for shift in (1, 3)
+  ]
+  a, b = (
+    pairing.read(pairing.find(tmp_path / f"{shift}", "test"))
+    for shift in (1, 3)
   )
-  outputs.write(told, tally, tmp_path)
-  found = pairing.read(pairing.find(tmp_path, "test"))
-  assert len(found) == len(tally.masks)
-  for score in tally.masks:
-    scored = found[score.record, score.name]
-    assert (scored.counts, scored.modality) == (score.counts, score.modality)
+  result = compare(match(a, b).pairs, draws=100)
+  assert (result.masks, result.images) == (told[0].masks, told[0].images)
+  assert len(result.tasks) == told[0].tasks
+  assert result.macro.a == pytest.approx(told[0].dice, abs=1e-12)
+  assert result.macro.b == pytest.approx(told[1].dice, abs=1e-12)
+  assert result.macro.high < 0
