@@ -285,6 +285,15 @@ class Shards(Sequence[Stored]):
         table.setdefault((dataset, modality), set()).update(names)
     return {key: tuple(sorted(names)) for key, names in table.items()}
 
+  def example(self, place: int) -> bytes:
+    """A sample as it is stored; see `encoded.decode`.
+
+    Raises:
+      DataError: its bytes are damaged.
+    """
+    shard, offset = self._find(place)
+    return self._read(shard.examples_name, offset)
+
   def pixels(self, stored: Stored) -> tuple[np.ndarray, list[np.ndarray]]:
     """Image and masks of a sample: uint8[I, J, 3] and bool[I, J] each.
 
@@ -293,7 +302,7 @@ class Shards(Sequence[Stored]):
     """
     shard, offset = self._find(stored.place)
     name = shard.examples_name
-    data = self._read(name, offset)
+    data = self.example(stored.place)
     try:
       id, image_IJC, masks = encoded.decode(data)
     except ValueError as error:

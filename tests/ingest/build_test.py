@@ -206,6 +206,39 @@ def test_what_a_reader_must_not_do_is_quarantined(tmp_path):
   assert [json.loads(line)["field"] for line in lines] == ["id", "triplet"]
 
 
+@dataclasses.dataclass
+class Millions:
+  """Three million units; counts how many were asked for."""
+
+  asked: int = 0
+
+  def units(self, faults):
+    for number in range(3_000_000):
+      self.asked += 1
+      yield numbered.Unit(number)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_millions_of_units_are_never_held(tmp_path, processes):
+  class EnoughError(Exception):
+    pass
+
+  def stop(shard):
+    raise EnoughError
+
+  source = Millions()
+  with pytest.raises(EnoughError):
+    build.build(
+      [Input("train", source)],
+      tmp_path / "set",
+      SETTINGS,
+      processes=processes,
+      shard_units=4,
+      on_shard=stop,
+    )
+  assert source.asked <= 4 * (processes + 2)
+
+
 # What goes on, and what is refused.
 
 
