@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rcmed_jax.apps import runs
+from rcmed_jax.apps import answering
 from rcmed_jax.data import prompts, supports
 from rcmed_jax.eval import metrics
 from rcmed_jax.serve import new_classes
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     strengths=new_classes.Strengths(args.pixels, args.tokens, args.logits),
     prior=args.prior,
   )
-  assistant = runs.load_assistant(args.checkpoint)
+  assistant = answering.load_assistant(args.checkpoint)
   learnt = assistant.learn(args.name, triplets[0].modality, examples, **told)
   args.out.parent.mkdir(parents=True, exist_ok=True)
   learnt.save(args.out)

@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 import time
 
-from rcmed_jax.apps import evaluate, runs, settings, train
+from rcmed_jax.apps import answering, evaluate, runs, settings, train
 from rcmed_jax.data import checks, phantoms
 
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     checks.Quarantine(out / runs.QUARANTINE),
     descriptions="",  # derived from reference masks: not for evaluation
   )
-  assistant = runs.make_assistant(
+  assistant = answering.make_assistant(
     model, run.tokenizer, run.settings, rows=told.eval.rows
   )
   summary = evaluate.evaluate(

@@ -14,10 +14,10 @@ import jax
 import tqdm
 
 import rcmed_jax
-from rcmed_jax.apps import processes, runs, settings
+from rcmed_jax.apps import answering, processes, runs, settings
 from rcmed_jax.data import checks, files, records
 from rcmed_jax.eval import evaluate as evaluation
-from rcmed_jax.eval import report
+from rcmed_jax.eval import report, temperature
 from rcmed_jax.parallel import hosts
 from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.serve.assistant import Assistant
@@ -25,10 +25,76 @@ from rcmed_jax.serve.assistant import Assistant
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command; see `rcmed evaluate --help`."""
+  args, rest = _parser().parse_known_args(argv)
+  workdir = args.workdir or runs.newest()
+  if files.is_remote(workdir) and not (args.out and args.temperature):
+    raise ValueError(
+      f"{workdir} lies in a bucket; give --out, a folder on a disk for the "
+      "report, and --temperature, a file on one."
+    )
+  told = settings.parse(rest, default=runs.recorded(workdir))
+  if args.classes:  # a new class is asked for alone
+    asked = dataclasses.replace(told.eval, classes_per_question=1)
+    told = dataclasses.replace(told, eval=asked)
+  out = args.out or pathlib.Path(workdir) / "report"
+  fitted = args.temperature or pathlib.Path(workdir) / answering.TEMPERATURE
+  with hosts.started(processes.place(args, "evaluate")):
+    quarantine = checks.Quarantine(
+      out / runs.quarantine_name(jax.process_index())
+    )
+    items = runs.read_items(
+      told, args.index, quarantine, descriptions=args.descriptions
+    )
+    runs.gather(quarantine, epath.Path(out))
+    assistant = answering.load_assistant(
+      workdir,
+      rows=told.eval.rows,
+      asked=told.eval,
+      classes=args.classes,
+      in_int8=args.int8,
+      mesh=meshes.parse(args.mesh) if args.mesh else None,
+      fitted=fitted,
+      calibrated=not args.calibrate,
+    )
+    summary = evaluate(
+      assistant,
+      items,
+      told,
+      out,
+      split=args.split,
+      training=None if runs.converted(workdir) else workdir,
+      model=answering.identity(
+        workdir,
+        args.classes,
+        in_int8=args.int8,
+        fitted=None if args.calibrate else fitted,
+      ),
+    )
+    if summary and args.calibrate:
+      _calibrate(summary, fitted)
+    if summary:
+      print(f"evaluate: {headline(summary)} report={out / 'index.html'}")
+  return 0
+
+
+def _calibrate(summary: evaluation.Summary, path: pathlib.Path) -> None:
+  """Fits the temperature of confidences to a split and keeps it."""
+  confidences, outcomes = zip(*summary.claims, strict=True)
+  found = temperature.fit(confidences, outcomes, split=summary.split)
+  temperature.save(path, found)
+  print(
+    f"evaluate: temperature {found.value:.3f} of {found.rows} masks, NLL "
+    f"{found.nll_before:.4f} before and {found.nll_after:.4f} after; kept in "
+    f"{path}"
+  )
+
+
+def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     "rcmed evaluate",
     allow_abbrev=False,
-    description="Asks a trained model about a split and writes the scores.",
+    description="Asks a trained model about a split and writes the scores. "
+    "Where it was stopped, the same command goes on.",
     epilog="Settings: --config.eval.key=value, --config.data.key=value ...",
   )
   parser.add_argument(
@@ -39,56 +105,39 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument(
     "--index",
     required=True,
-    help="image2label_<split>.json, or FOLDER:SPLIT of a built data set",
+    help="image2label_<split>.json to score on, or a built set DIR[:SPLIT]",
+  )
+  parser.add_argument(
+    "--descriptions",
+    default="",
+    help="JSON {image: text} that descriptions are compared with; the model "
+    "does not see it",
   )
   parser.add_argument("--split", default="test", help="names the output files")
   parser.add_argument(
     "--out", type=pathlib.Path, help="default: <workdir>/report"
   )
   parser.add_argument(
+    "--calibrate",
+    action="store_true",
+    help="fit the temperature of confidences to this split, a validation "
+    "split, and keep it for later evaluations and answers",
+  )
+  parser.add_argument(
+    "--temperature",
+    type=pathlib.Path,
+    metavar="JSON",
+    help=f"where it is kept; default: <workdir>/{answering.TEMPERATURE}",
+  )
+  parser.add_argument(
     "--mesh",
     metavar="data=8",
-    help="lay weights and batches over several devices; default: one device",
+    help="lay weights and batches over several devices of each process; "
+    "default: one device",
   )
-  runs.add_flags(parser)
+  answering.add_flags(parser)
   processes.add_flags(parser)
-  args, rest = parser.parse_known_args(argv)
-  workdir = args.workdir or runs.newest()
-  if files.is_remote(workdir) and not args.out:
-    raise ValueError(
-      f"{workdir} lies in a bucket; give --out, a folder on a disk, for the "
-      "report."
-    )
-  told = settings.parse(rest, default=runs.recorded(workdir))
-  if args.classes:  # a new class is asked for alone
-    asked = dataclasses.replace(told.eval, classes_per_question=1)
-    told = dataclasses.replace(told, eval=asked)
-  out = args.out or pathlib.Path(workdir) / "report"
-  with hosts.started(processes.place(args, "evaluate")):
-    name = runs.quarantine_name(jax.process_index())
-    quarantine = checks.Quarantine(out / name)
-    items = runs.read_items(told, args.index, quarantine, descriptions="")
-    runs.gather(quarantine, epath.Path(out))
-    assistant = runs.load_assistant(
-      workdir,
-      rows=told.eval.rows,
-      asked=told.eval,
-      classes=args.classes,
-      in_int8=args.int8,
-      mesh=meshes.parse(args.mesh) if args.mesh else None,
-    )
-    summary = evaluate(
-      assistant,
-      items,
-      told,
-      out,
-      split=args.split,
-      training=None if runs.converted(workdir) else workdir,
-      model=runs.identity(workdir, args.classes, in_int8=args.int8),
-    )
-    if summary:
-      print(f"evaluate: {headline(summary)} report={out / 'index.html'}")
-  return 0
+  return parser
 
 
 def evaluate(
@@ -109,7 +158,9 @@ def evaluate(
   """
   summary = evaluation.evaluate(
     items,
-    functools.partial(runs.answers, assistant, under_way=told.eval.batch_size),
+    functools.partial(
+      answering.answers, assistant, under_way=told.eval.batch_size
+    ),
     told.eval,
     out,
     split=split,

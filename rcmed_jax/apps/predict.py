@@ -11,7 +11,7 @@ import cv2
 from etils import epath
 import numpy as np
 
-from rcmed_jax.apps import runs
+from rcmed_jax.apps import answering, runs
 from rcmed_jax.data import images
 from rcmed_jax.eval import overlays
 from rcmed_jax.serve.assistant import Answer
@@ -43,10 +43,10 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument(
     "--out", type=pathlib.Path, default=pathlib.Path("prediction")
   )
-  runs.add_flags(parser)
+  answering.add_flags(parser)
   args = parser.parse_args(argv)
   image_IJC = images.read(args.image)
-  assistant = runs.load_assistant(
+  assistant = answering.load_assistant(
     args.workdir or runs.newest(), classes=args.classes, in_int8=args.int8
   )
   answer = assistant.ask(image_IJC, args.prompt, describe=args.describe)

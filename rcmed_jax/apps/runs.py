@@ -9,20 +9,17 @@ quarantine-P.jsonl  of process P, until process 0 takes them in
 The folder may be gs://BUCKET/RUN. All processes of a run see the same one.
 """
 
-import argparse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 import dataclasses
 import difflib
-import hashlib
 import os
 import pathlib
 
 from etils import epath
-from flax import nnx
 import jax
 
 from rcmed_jax.apps import settings
-from rcmed_jax.convert import store, torch_io
+from rcmed_jax.convert import store
 from rcmed_jax.data import (
   checks,
   files,
@@ -33,13 +30,9 @@ from rcmed_jax.data import (
   shards,
   tokens,
 )
-from rcmed_jax.eval.protocols import EvalConfig, Request
-from rcmed_jax.model import int8, rcmed
-from rcmed_jax.parallel import hosts, rules
+from rcmed_jax.eval.protocols import EvalConfig
+from rcmed_jax.parallel import hosts
 from rcmed_jax.parallel import mesh as meshes
-from rcmed_jax.serve import new_classes
-from rcmed_jax.serve.assistant import Answer, Assistant, Question
-from rcmed_jax.train import checkpoints
 from rcmed_jax.train.loop import TrainConfig
 from rcmed_jax.train.optimizer import OptimizerConfig
 
@@ -131,25 +124,6 @@ def gather(quarantine: checks.Quarantine, folder: epath.Path) -> None:
   hosts.first_does(lambda: _take_parts(quarantine, folder))
 
 
-def identity(
-  workdir: str | os.PathLike[str],
-  classes: Sequence[pathlib.Path] = (),
-  *,
-  in_int8: bool = False,
-) -> str:
-  """What `load_assistant` answers with, in words that another has not."""
-  folder = converted(workdir)
-  if folder is not None:
-    digest = hashlib.sha256((folder / store.MANIFEST).read_bytes()).hexdigest()
-    words = [f"converted {digest[:16]}"]
-  else:
-    with checkpoints.Checkpoints(workdir) as saved:
-      words = [f"{settings.load(workdir).train.seed} step {saved.latest()}"]
-  for path in classes:
-    words.append(hashlib.sha256(path.read_bytes()).hexdigest()[:16])
-  return ", ".join([*words, "int8"] if in_int8 else words)
-
-
 def read_items(
   told: settings.Settings,
   index: str | pathlib.Path,
@@ -218,79 +192,6 @@ def recorded(workdir: str | os.PathLike[str]) -> settings.Settings:
   return with_vocabulary(told, tokens.Tokenizer(workdir / TOKENIZER))
 
 
-def load_assistant(
-  workdir: str | os.PathLike[str],
-  *,
-  rows: int = 1,
-  asked: EvalConfig | None = None,
-  classes: Sequence[pathlib.Path] = (),
-  in_int8: bool = False,
-  mesh: meshes.MeshConfig | None = None,
-) -> Assistant:
-  """The assistant of a run's newest checkpoint, or of converted weights.
-
-  Args:
-    workdir: of either.
-    rows: requests that a device answers together.
-    asked: how long answers may be and when a target is there; None: as
-      recorded.
-    classes: files of new classes, which `rcmed adapt` wrote.
-    in_int8: whether the language model's layers are held in 8 bits.
-    mesh: of this process's devices, over which weights and batches lie; None:
-      one of them.
-
-  Raises:
-    FileNotFoundError: as `recorded`, or a class file is missing.
-    ValueError: as `recorded`, the run has no checkpoint yet, a class was made
-      with other weights, or the devices do not make such a mesh.
-  """
-  workdir = epath.Path(workdir)
-  told = recorded(workdir)
-  if asked is not None:
-    told = dataclasses.replace(told, eval=asked)
-  tokenizer = tokens.Tokenizer(workdir / TOKENIZER)
-  folder = converted(workdir)
-  if folder is not None:
-    arrays = torch_io.nested(store.read(folder).tensors)
-    model = torch_io.build(told.model, arrays)
-  else:
-    model = nnx.eval_shape(lambda: rcmed.RCMed(told.model, rngs=nnx.Rngs(0)))
-    graphdef, _ = nnx.split(model)
-    with checkpoints.Checkpoints(workdir) as saved:
-      model = nnx.merge(graphdef, saved.weights())
-  if mesh is not None:
-    model = _placed(model, meshes.make_mesh(mesh, jax.local_devices()))
-  if in_int8:
-    int8.quantize(model)
-  known = [new_classes.load(path) for path in classes]
-  return make_assistant(model, tokenizer, told, rows=rows, classes=known)
-
-
-def _placed(model: rcmed.RCMed, mesh: jax.sharding.Mesh) -> rcmed.RCMed:
-  """The model, its weights in parts as in training."""
-  graphdef, state = nnx.split(model)
-  shardings, _ = rules.param_shardings(state, mesh)
-  arrays = nnx.to_pure_dict(rules.padded(state))
-  return nnx.merge(graphdef, jax.device_put(arrays, shardings))
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags of all commands that answer: --classes and --int8."""
-  parser.add_argument(
-    "--classes",
-    type=pathlib.Path,
-    action="append",
-    default=[],
-    metavar="CLASS.npz",
-    help="a new class from `rcmed adapt`; may be given several times",
-  )
-  parser.add_argument(
-    "--int8",
-    action="store_true",
-    help="hold the language model in 8 bits, a quarter of float32's memory",
-  )
-
-
 def require(workdir: str | os.PathLike[str]) -> None:
   """Raises FileNotFoundError where a folder is no run."""
   if not (epath.Path(workdir) / settings.RECORD).is_file():
@@ -298,45 +199,6 @@ def require(workdir: str | os.PathLike[str]) -> None:
       f"{workdir} is not the folder of a run: it lacks {settings.RECORD}; "
       "give --workdir, the folder that rcmed train or rcmed demo wrote."
     )
-
-
-def make_assistant(
-  model: rcmed.RCMed,
-  tokenizer: tokens.Tokenizer,
-  told: settings.Settings,
-  *,
-  rows: int = 1,
-  classes: Sequence[new_classes.NewClass] = (),
-) -> Assistant:
-  """An assistant around a model, with the run's static shapes."""
-  return Assistant(
-    model,
-    tokenizer,
-    image_size=told.model.image.image_size,
-    lengths=told.data.lengths,
-    rows=rows,
-    max_new=told.eval.max_new,
-    max_targets=told.data.max_targets,
-    present_quality=told.eval.present_quality,
-    classes=classes,
-  )
-
-
-def answers(
-  assistant: Assistant, requests: Iterable[Request], *, under_way: int = 1
-) -> Iterator[tuple[int, Answer]]:
-  """Evaluation's requests, answered by an assistant.
-
-  Args:
-    under_way: requests that are with the devices, at least.
-  """
-  questions = (
-    Question(
-      request.image_IJC, request.question, describe=request.classes is None
-    )
-    for request in requests
-  )
-  return assistant.stream(questions, ahead=-(-under_way // assistant.rows))
 
 
 def newest() -> pathlib.Path:

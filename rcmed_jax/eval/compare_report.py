@@ -118,7 +118,7 @@ def _page(
     "Verdict": "".join(
       f"<p>{html.escape(text)}</p>" for text in verdict.sentences(result, names)
     ),
-    "Tasks": _lead(
+    "Tasks": tables.lead(
       "Difference in mean Dice over masks with its 95% interval, that of each "
       "task alone; p and what B is are corrected for the number of tasks. "
       "Unclear is not equal. Images: on how many B is higher, equal and lower. "
@@ -223,7 +223,7 @@ def _tasks(rows: Sequence[TaskResult]) -> str:
   )
   body = "".join(f"<tr>{_row(row, scale)}</tr>" for row in rows)
   return (
-    _lead(f"Bars end at ±{scale:g}.")
+    tables.lead(f"Bars end at ±{scale:g}.")
     + f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{body}'
     "</tbody></table></div>"
   )
@@ -277,7 +277,7 @@ def _left_out(pairing: Pairing, names: tuple[str, str]) -> str:
   if not body:
     return ""
   return (
-    _lead(
+    tables.lead(
       "Masks that one run alone has. They are in no number above, and what "
       "kept them out of the other run may be what makes them hard."
     )
@@ -289,7 +289,7 @@ def _only(name: str, keys: Sequence[Key]) -> str:
   if not keys:
     return ""
   rest = len(keys) - LISTED
-  more = _lead(f"And {rest} more, in {NUMBERS}.") if rest > 0 else ""
+  more = tables.lead(f"And {rest} more, in {NUMBERS}.") if rest > 0 else ""
   return tables.fold(
     f"{len(keys)} masks of {name} only",
     tables.plain(["Record", "Class"], keys[:LISTED]) + more,
@@ -308,7 +308,3 @@ def _effect(value: float | None) -> str:
 
 def _p(value: float) -> str:
   return "&lt; 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _lead(text: str) -> str:
-  return f'<p class="lead">{html.escape(text)}</p>'

@@ -16,7 +16,7 @@ import string
 
 from etils import epath
 
-from rcmed_jax.eval import charts, sections
+from rcmed_jax.eval import charts, sections, sections_trust
 from rcmed_jax.eval.summary import Summary
 
 FRAME = "report.html"
@@ -60,6 +60,9 @@ def write_report(
     "Training": curve_charts(curves),
     "Recognition": sections.recognition(summary),
     "Presence": sections.presence(summary),
+    "Confidence": sections_trust.calibration(summary),
+    "Other words": sections_trust.phrases(summary),
+    "Instances": sections_trust.instances(summary),
     "Controls": sections.controls(summary),
     "Quarantine": sections.quarantine(summary),
     "Run": sections.facts(facts or {}),

@@ -6,7 +6,7 @@ Every text that comes from data (class names, answers, paths) is escaped.
 from collections.abc import Mapping
 from typing import Any
 
-from rcmed_jax.eval import cards, charts, tables
+from rcmed_jax.eval import cards, charts, sections_trust, tables
 from rcmed_jax.eval.summary import Summary
 
 CONFUSIONS = 12  # rows shown
@@ -96,7 +96,7 @@ def examples(summary: Summary) -> str:
   """Returns pictures of a few images of each modality."""
   if not summary.examples:
     return ""
-  return _lead(
+  return tables.lead(
     "Images of each modality, drawn by seed and not by score. The white line "
     "in the prediction is the reference. Select a picture to enlarge it."
   ) + cards.cards(summary.examples)
@@ -106,7 +106,7 @@ def lowest(summary: Summary) -> str:
   """Returns pictures of the images with the lowest Dice."""
   if not summary.lowest:
     return ""
-  return _lead(
+  return tables.lead(
     "The images with the lowest mean Dice over their targets, worst first."
   ) + cards.cards(summary.lowest)
 
@@ -126,9 +126,10 @@ def averages(summary: Summary) -> str:
     "Masks by confidence, 0 where rejected", numbers["confidence_histogram"]
   )
   return (
-    _lead(
+    tables.lead(
       "Mean Dice over masks with its 95% interval; select a heading to sort. "
-      "Pooled IoU weighs masks by their size."
+      "Pooled IoU weighs masks by their size. NSD is the share of the surface "
+      "within the task's tolerance, HD95 the 95th percentile of its distance."
     )
     + f'<div class="charts">{dice}{confidence}</div>'
     + f"<h3>By modality</h3>{group('Modality', 'by_modality')}"
@@ -136,6 +137,7 @@ def averages(summary: Summary) -> str:
     + "<h3>Other groups</h3>"
     + tables.fold("By class", group("Class", "by_class"))
     + tables.fold("By dataset", group("Dataset", "by_dataset"))
+    + sections_trust.groups(summary)
   )
 
 
@@ -160,7 +162,7 @@ def recognition(summary: Summary) -> str:
     for name, row in found["classes"].items()
   ]
   return (
-    _lead(
+    tables.lead(
       "The question asks for a description and names neither class nor "
       f"modality; {found['images']} images."
     )
@@ -196,10 +198,24 @@ def presence(summary: Summary) -> str:
     "Present",
     "Falsely rejected",
   ]
-  return _lead(
-    "Absent classes come from the same dataset and modality and are asked "
-    "alone; they should be rejected, present ones should not."
-  ) + tables.plain(heads, rows)
+  found = [("Area under the ROC curve of confidences", table["auroc"])]
+  if table["at_recall"]:
+    at = table["at_recall"]
+    found.append(
+      (
+        f"False alarms at a recall of {at['recall']:.3f}, confidence ≥ "
+        f"{at['threshold']:.3f}",
+        at["false_alarm"],
+      )
+    )
+  return (
+    tables.lead(
+      "Absent classes come from the same dataset and modality and are asked "
+      "alone; they should be rejected, present ones should not."
+    )
+    + tables.plain(heads, rows)
+    + tables.plain(["Present against absent", "Value"], found)
+  )
 
 
 def controls(summary: Summary) -> str:
@@ -214,7 +230,7 @@ def controls(summary: Summary) -> str:
     if kind in found
   )
   return (
-    _lead(
+    tables.lead(
       "What is left when the question or the image is spoilt, compared with "
       "the same targets asked properly."
     )
@@ -225,9 +241,9 @@ def controls(summary: Summary) -> str:
 def quarantine(summary: Summary) -> str:
   """Returns the records that could not be read."""
   if not summary.quarantine:
-    return _lead("Every record could be read.")
+    return tables.lead("Every record could be read.")
   rows = [(row.record, row.field, row.reason) for row in summary.quarantine]
-  return _lead(
+  return tables.lead(
     f"Records that could not be read: {len(rows)}. They are in no average, "
     "and none was replaced."
   ) + tables.plain(["Record", "Field", "Reason"], rows)
@@ -276,7 +292,3 @@ def _pairs(rows: Mapping[str, object]) -> str:
     for name, value in rows.items()
   )
   return f'<dl class="pairs">{body}</dl>'
-
-
-def _lead(text: str) -> str:
-  return f'<p class="lead">{tables.cell(text)}</p>'

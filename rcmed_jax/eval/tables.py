@@ -8,8 +8,17 @@ from rcmed_jax.eval import charts
 
 Cell = str | int | float | None
 
-NUMBERS = ("Dice", "95%", "IoU", "Pooled IoU", "Box IoU", "Masks", "Images")
-WIDE = {"95%", "Pooled IoU", "Box IoU", "Images"}  # left out on phones
+NUMBERS = (
+  *("Dice", "95%", "IoU", "NSD", "HD95", "Pooled IoU", "Box IoU"),
+  *("Masks", "Images"),
+)
+# Left out on phones.
+WIDE = {"95%", "HD95", "Pooled IoU", "Box IoU", "Images"}
+
+
+def lead(text: str) -> str:
+  """Returns the paragraph that a section begins with."""
+  return f'<p class="lead">{cell(text)}</p>'
 
 
 def plain(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
@@ -84,10 +93,18 @@ def _score_row(key: tuple[str, ...], row: Mapping[str, Any]) -> str:
     + f'<td data-v="{row["dice"]}">{charts.bar(row["dice"], low, high)}'
     + f'{cell(row["dice"])}</td><td class="wide range" data-v="{low}">'
     + f"{interval(low, high)}</td><td>{cell(row['iou'])}</td>"
+    + f"<td>{cell(row['nsd'])}</td>{_distance(row)}"
     + f'<td class="wide">{cell(row["ciou"])}</td>'
     + f'<td class="wide">{cell(row["box_iou"])}</td>'
     + f'<td>{row["masks"]}</td><td class="wide">{row["images"]}</td></tr>'
   )
+
+
+def _distance(row: Mapping[str, Any]) -> str:
+  """Returns the cell of HD95: in mm where spacings are known, else pixels."""
+  unit = "px" if row["hd95_mm"] is None else "mm"
+  value = row[f"hd95_{unit}"]
+  return f'<td class="wide" data-v="{value}">{value:.1f} {unit}</td>'
 
 
 def _frame(head: str, body: str) -> str:

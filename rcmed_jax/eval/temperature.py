@@ -18,8 +18,8 @@ no part in the fit.
 from collections.abc import Sequence
 import dataclasses
 import json
-import pathlib
 
+from etils import epath
 import numpy as np
 import scipy.optimize
 import scipy.special
@@ -120,13 +120,13 @@ def fit(
   )
 
 
-def save(path: pathlib.Path, fitted: Temperature) -> None:
+def save(path: epath.PathLike, fitted: Temperature) -> None:
   """Writes a temperature as a small JSON; an existing one is replaced."""
   text = json.dumps(dataclasses.asdict(fitted), indent=2, allow_nan=False)
-  path.write_text(text + "\n", encoding="utf-8")
+  epath.Path(path).write_text(text + "\n", encoding="utf-8")
 
 
-def load(path: pathlib.Path) -> Temperature:
+def load(path: epath.PathLike) -> Temperature:
   """Returns a temperature that `save` wrote.
 
   Raises:
@@ -135,7 +135,7 @@ def load(path: pathlib.Path) -> Temperature:
   """
   fields = {field.name for field in dataclasses.fields(Temperature)}
   try:
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = json.loads(epath.Path(path).read_text(encoding="utf-8"))
   except ValueError as error:  # no JSON, or no text
     raise ValueError(f"{path} is no temperature: {error}.") from error
   if not isinstance(values, dict) or set(values) != fields:

@@ -6,7 +6,7 @@ would not name it; what is then there, the mask alone says.
 """
 
 import collections
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -83,6 +83,7 @@ class Assistant:
       there; it needs a model trained to estimate it (`LossConfig.quality`). 0:
       a target is there if its mask is not empty.
     classes: new classes, known to this assistant by name.
+    calibrate: what a confidence is shown as, 0..1 each.
 
   Attributes:
     rows: requests that all devices answer together.
@@ -103,12 +104,14 @@ class Assistant:
     max_targets: int = 8,
     present_quality: float = 0.0,
     classes: Sequence[NewClass] = (),
+    calibrate: Callable[[float], float] = float,
   ):
     self._model = model
     self._tokenizer = tokenizer
     self._image_size = image_size
     self._lengths = lengths
     self._present_quality = present_quality
+    self._calibrate = calibrate
     self._classes = tuple(classes)
     for one in self._classes:
       self._require_own(one)
@@ -389,4 +392,5 @@ class Assistant:
     else:
       held = (1 / (1 + np.exp(-logits_IJ[mask_IJ].astype(np.float64)))).mean()
     box = images.box(mask_IJ)
-    return Found(name, True, mask_IJ, box, spoken * float(held))
+    confidence = self._calibrate(spoken * float(held))
+    return Found(name, True, mask_IJ, box, confidence)

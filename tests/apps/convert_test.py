@@ -13,7 +13,7 @@ import torch_files
 import toy
 
 from rcmed_jax import cli
-from rcmed_jax.apps import runs, settings
+from rcmed_jax.apps import answering, settings
 from rcmed_jax.convert import store, torch_io
 from rcmed_jax.data import tokens
 from rcmed_jax.data.pipeline import DataConfig
@@ -73,10 +73,10 @@ def test_a_converted_checkpoint_answers(source, tokenizer, tmp_path, capsys):
   ours = tmp_path / "ours"
   assert _rcmed("import", "--from", "syre", source, ours) == 0
   with pytest.raises(FileNotFoundError, match=r"has no tokenizer\.model; copy"):
-    runs.load_assistant(ours)
+    answering.load_assistant(ours)
   (ours / "tokenizer.model").write_bytes(tokenizer[1].read_bytes())
   image = np.zeros((40, 64, 3), np.uint8)
-  answer = runs.load_assistant(ours).ask(image, WORDS[0])
+  answer = answering.load_assistant(ours).ask(image, WORDS[0])
   assert isinstance(answer.text, str)
 
 
@@ -98,7 +98,7 @@ def test_a_converted_checkpoint_is_evaluated_as_asked(
   assert summary["config"]["max_new"] == 4
   # The answers themselves were cut there, not only the record of it.
   asked = EvalConfig(max_new=4)
-  answer = runs.load_assistant(ours, asked=asked).ask(
+  answer = answering.load_assistant(ours, asked=asked).ask(
     np.zeros((40, 64, 3), np.uint8), WORDS[0]
   )
   assert len(answer.text) <= 4 * 16  # the longest piece has 16 letters
@@ -138,7 +138,7 @@ def test_part_of_a_model_does_not_answer(tmp_path):
   path = torch_files.save(tmp_path / "sam.pth", tensors)
   assert _rcmed("import", "--from", "sam", path, tmp_path / "ours") == 0
   with pytest.raises(ValueError, match="holds the sam part of a model only"):
-    runs.load_assistant(tmp_path / "ours")
+    answering.load_assistant(tmp_path / "ours")
 
 
 def _train(workdir, model_config):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rcmed_jax import cli
-from rcmed_jax.apps import runs, settings
+from rcmed_jax.apps import answering, settings
 from rcmed_jax.serve.assistant import Question
 
 # Eight virtual devices share a batch of eight.
@@ -33,7 +33,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def assistant(run):
-  return runs.load_assistant(run, rows=2)
+  return answering.load_assistant(run, rows=2)
 
 
 def picture(run):

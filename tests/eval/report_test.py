@@ -76,7 +76,7 @@ def test_page_is_well_formed_and_its_links_lead_somewhere(page):
   parser = _parse(page)
   assert "A & B" in parser.text
   assert [f"#{id}" for id in parser.ids] == parser.links
-  assert len(parser.ids) == len(set(parser.ids)) == 9
+  assert len(parser.ids) == len(set(parser.ids)) == 11
   assert parser.tags.count("article") == 3 + 2  # one a modality, two lowest
   assert "$" not in page
 
@@ -97,6 +97,18 @@ def test_page_shows_the_numbers(page, summary):
     assert f"{row['dice']:.3f}" in text
   assert "Wrong class name" in text
   assert "Loss by term" in text
+
+
+def test_page_shows_what_to_trust(page, summary):
+  text = " ".join(_parse(page).text)
+  found = summary.tables["calibration"]
+  for value in (found["ece"], found["brier"], found["aurc"]):
+    assert f"{value:.3f}" in text
+  assert "By region of the body" in text
+  assert "Area under the ROC curve" in text
+  hair = summary.tables["instances"][0]
+  assert f"{hair['aji']:.3f}" in text
+  assert "Other words" not in text  # not asked
 
 
 def test_text_from_data_is_escaped(summary, tmp_path):
@@ -120,7 +132,10 @@ def test_text_from_data_is_escaped(summary, tmp_path):
 
 
 def test_report_without_extras(summary, tmp_path):
-  tables = {**summary.tables, "recognition": None, "controls": {}}
+  tables = {
+    **summary.tables,
+    **dict(recognition=None, calibration=None, controls={}, instances=[]),
+  }
   bare = dataclasses.replace(
     summary, tables=tables, examples=(), lowest=(), recognition=None
   )

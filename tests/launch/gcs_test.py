@@ -45,7 +45,7 @@ PROGRAM = """
 import sys
 from etils import epath
 from rcmed_jax import cli
-from rcmed_jax.apps import runs, settings
+from rcmed_jax.apps import answering, settings
 from rcmed_jax.train import checkpoints
 
 workdir, index = sys.argv[1:]
@@ -59,7 +59,7 @@ assert settings.load(workdir).train.steps == 6
 with checkpoints.Checkpoints(workdir) as saved:
   assert saved.latest() == 6
 assert cli.main(["evaluate", "--workdir=" + workdir, "--index=" + index]) == 2
-assistant = runs.load_assistant(workdir)
+assistant = answering.load_assistant(workdir)
 print("found:", *sorted(path.name for path in epath.Path(workdir).iterdir()))
 """
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import toy
 
-from rcmed_jax.apps import runs
+from rcmed_jax.apps import answering
 from rcmed_jax.data import phantoms, pipeline, readers, tokens
 from rcmed_jax.eval.evaluate import EvalConfig, evaluate
 from rcmed_jax.model import rcmed
@@ -90,7 +90,7 @@ def test_devices_and_requests_under_way_change_no_byte(world, tmp_path):
     answers = assistant(world, devices)
     for under_way in (1, 4, 7):
       folder = tmp_path / f"{devices}-{under_way}"
-      ask = functools.partial(runs.answers, answers, under_way=under_way)
+      ask = functools.partial(answering.answers, answers, under_way=under_way)
       found = evaluate(world[0], ask, CONFIG, folder)
       assert found.images == SAMPLES
       outputs[devices, under_way] = {

@@ -1,0 +1,176 @@
+"""The assistant of a run: its newest weights, tokenizer and static shapes."""
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import dataclasses
+import hashlib
+import os
+import pathlib
+
+from etils import epath
+from flax import nnx
+import jax
+
+from rcmed_jax.apps import runs, settings
+from rcmed_jax.convert import store, torch_io
+from rcmed_jax.data import tokens
+from rcmed_jax.eval import temperature
+from rcmed_jax.eval.protocols import EvalConfig, Request
+from rcmed_jax.model import int8, rcmed
+from rcmed_jax.parallel import mesh as meshes
+from rcmed_jax.parallel import rules
+from rcmed_jax.serve import new_classes
+from rcmed_jax.serve.assistant import Answer, Assistant, Question
+from rcmed_jax.train import checkpoints
+
+# Of confidences, in the folder of a run, once it was fitted.
+TEMPERATURE = "temperature.json"
+
+
+def load_assistant(
+  workdir: str | os.PathLike[str],
+  *,
+  rows: int = 1,
+  asked: EvalConfig | None = None,
+  classes: Sequence[pathlib.Path] = (),
+  in_int8: bool = False,
+  mesh: meshes.MeshConfig | None = None,
+  fitted: epath.PathLike | None = None,
+  calibrated: bool = True,
+) -> Assistant:
+  """The assistant of a run's newest checkpoint, or of converted weights.
+
+  Args:
+    workdir: of either.
+    rows: requests that a device answers together.
+    asked: how long answers may be and when a target is there; None: as
+      recorded.
+    classes: files of new classes, which `rcmed adapt` wrote.
+    in_int8: whether the language model's layers are held in 8 bits.
+    fitted: file of a temperature, where there is one, that confidences get;
+      None: the run's own.
+    calibrated: whether confidences get it.
+    mesh: of this process's devices, over which weights and batches lie; None:
+      one of them.
+
+  Raises:
+    FileNotFoundError: as `runs.recorded`, or a class file is missing.
+    ValueError: as `runs.recorded`, the run has no checkpoint yet, a class was
+      made with other weights, or the devices do not make such a mesh.
+  """
+  workdir = epath.Path(workdir)
+  told = runs.recorded(workdir)
+  if asked is not None:
+    told = dataclasses.replace(told, eval=asked)
+  tokenizer = tokens.Tokenizer(workdir / runs.TOKENIZER)
+  folder = runs.converted(workdir)
+  if folder is not None:
+    arrays = torch_io.nested(store.read(folder).tensors)
+    model = torch_io.build(told.model, arrays)
+  else:
+    model = nnx.eval_shape(lambda: rcmed.RCMed(told.model, rngs=nnx.Rngs(0)))
+    graphdef, _ = nnx.split(model)
+    with checkpoints.Checkpoints(workdir) as saved:
+      model = nnx.merge(graphdef, saved.weights())
+  if mesh is not None:
+    model = _placed(model, meshes.make_mesh(mesh, jax.local_devices()))
+  if in_int8:
+    int8.quantize(model)
+  known = [new_classes.load(path) for path in classes]
+  return make_assistant(model, tokenizer, told, rows=rows, classes=known)
+
+
+def _placed(model: rcmed.RCMed, mesh: jax.sharding.Mesh) -> rcmed.RCMed:
+  """The model, its weights in parts as in training."""
+  graphdef, state = nnx.split(model)
+  shardings, _ = rules.param_shardings(state, mesh)
+  arrays = nnx.to_pure_dict(rules.padded(state))
+  return nnx.merge(graphdef, jax.device_put(arrays, shardings))
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of all commands that answer: --classes and --int8."""
+  parser.add_argument(
+    "--classes",
+    type=pathlib.Path,
+    action="append",
+    default=[],
+    metavar="CLASS.npz",
+    help="a new class from `rcmed adapt`; may be given several times",
+  )
+  parser.add_argument(
+    "--int8",
+    action="store_true",
+    help="hold the language model in 8 bits, a quarter of float32's memory",
+  )
+
+
+def make_assistant(
+  model: rcmed.RCMed,
+  tokenizer: tokens.Tokenizer,
+  told: settings.Settings,
+  *,
+  rows: int = 1,
+  classes: Sequence[new_classes.NewClass] = (),
+  calibrate: Callable[[float], float] = float,
+) -> Assistant:
+  """An assistant around a model, with the run's static shapes."""
+  return Assistant(
+    model,
+    tokenizer,
+    image_size=told.model.image.image_size,
+    lengths=told.data.lengths,
+    rows=rows,
+    max_new=told.eval.max_new,
+    max_targets=told.data.max_targets,
+    present_quality=told.eval.present_quality,
+    classes=classes,
+    calibrate=calibrate,
+  )
+
+
+def _calibration(fitted: epath.PathLike) -> Callable[[float], float]:
+  """What a temperature makes of a confidence; nothing where there is none."""
+  if not epath.Path(fitted).exists():
+    return float
+  found = temperature.load(fitted)
+  return lambda confidence: float(found.apply([confidence])[0])
+
+
+def answers(
+  assistant: Assistant, requests: Iterable[Request], *, under_way: int = 1
+) -> Iterator[tuple[int, Answer]]:
+  """Evaluation's requests, answered by an assistant.
+
+  Args:
+    under_way: requests that are with the devices, at least.
+  """
+  questions = (
+    Question(
+      request.image_IJC, request.question, describe=request.classes is None
+    )
+    for request in requests
+  )
+  return assistant.stream(questions, ahead=-(-under_way // assistant.rows))
+
+
+def identity(
+  workdir: str | os.PathLike[str],
+  classes: Sequence[pathlib.Path] = (),
+  *,
+  in_int8: bool = False,
+  fitted: epath.PathLike | None = None,
+) -> str:
+  """What `load_assistant` answers with, in words that another has not."""
+  folder = runs.converted(workdir)
+  if folder is not None:
+    digest = hashlib.sha256((folder / store.MANIFEST).read_bytes()).hexdigest()
+    words = [f"converted {digest[:16]}"]
+  else:
+    with checkpoints.Checkpoints(workdir) as saved:
+      words = [f"{settings.load(workdir).train.seed} step {saved.latest()}"]
+  more = [*classes] if fitted is None else [*classes, fitted]
+  for path in map(epath.Path, more):
+    if path.exists():
+      words.append(hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+  return ", ".join([*words, "int8"] if in_int8 else words)

@@ -1,0 +1,138 @@
+"""Sections of the report on what to trust: confidences, words, instances."""
+
+from typing import Any
+
+from rcmed_jax.eval import charts, tables
+from rcmed_jax.eval.summary import Summary
+
+KINDS = {
+  "synonym": "Synonym",
+  "abbreviation": "Abbreviation",
+  "order": "Word order",
+  "number": "Singular or plural",
+  "case": "Upper and lower case",
+  "typo": "One wrong letter",
+}
+
+
+def calibration(summary: Summary) -> str:
+  """Returns whether confidences are the IoU that they estimate."""
+  found = summary.tables["calibration"]
+  if found is None:
+    return ""
+  bins = [row for row in found["bins"] if row["count"]]
+  x = [row["confidence"] for row in bins]
+  reliability = charts.line_chart(
+    "Mean IoU over mean confidence",
+    {
+      "found": (x, [row["outcome"] for row in bins]),
+      "honest": ([0.0, 1.0], [0.0, 1.0]),
+    },
+  )
+  curve = found["risk_coverage"]
+  risk = charts.line_chart(
+    "Risk over coverage",
+    {
+      "1 - IoU": (
+        [row["coverage"] for row in curve],
+        [row["risk"] for row in curve],
+      )
+    },
+  )
+  measures = [
+    ("Masks that answers hold", found["claims"]),
+    ("Expected calibration error", found["ece"]),
+    ("Brier score", found["brier"]),
+    ("Area under risk-coverage", found["aurc"]),
+    ("Of it, above the best order", found["excess_aurc"]),
+  ]
+  return (
+    tables.lead(
+      "A confidence estimates the IoU of its mask, 0 where the class is not in "
+      "the image. Honest ones lie on the diagonal; risk falls where only "
+      "confident masks are taken."
+    )
+    + f'<div class="charts">{reliability}{risk}</div>'
+    + tables.plain(["Measure", "Value"], measures)
+  )
+
+
+def phrases(summary: Summary) -> str:
+  """Returns what other words for a class change."""
+  found = summary.tables["phrases"]
+  if not found:
+    return ""
+  rows = [
+    (
+      KINDS[kind],
+      row["example"],
+      row["targets"],
+      row["name_dice"],
+      row["phrase_dice"],
+      row["drop"],
+      tables.interval(row["drop_low"], row["drop_high"]),
+      row["claimed"],
+    )
+    for kind, row in found.items()
+  ]
+  heads = [
+    *("Words", "Example", "Targets", "Dice, own name", "Dice, other words"),
+    *("Drop", "95%", "Claimed"),
+  ]
+  return tables.lead(
+    "One class of an image asked alone, by its name and in other words in the "
+    "same question."
+  ) + tables.plain(heads, rows)
+
+
+def instances(summary: Summary) -> str:
+  """Returns tasks that are counted one by one."""
+  found = summary.tables["instances"]
+  if not found:
+    return ""
+  rows = [
+    (
+      row["modality"],
+      row["class"],
+      row["reference"],
+      row["predicted"],
+      row["aji"],
+      row["pq"],
+      row["f1"]["0.5"],
+      *(row["ap"][least] for least in ("0.5", "0.75", "0.9")),
+    )
+    for row in found
+  ]
+  heads = [
+    *("Modality", "Class", "Reference", "Predicted", "AJI", "PQ", "F1@0.5"),
+    *("AP@0.5", "AP@0.75", "AP@0.9"),
+  ]
+  return tables.lead(
+    "Connected parts of masks as instances, pooled over images; those that "
+    "touch count as one. AP is TP / (TP + FP + FN)."
+  ) + tables.plain(heads, rows)
+
+
+def groups(summary: Summary) -> str:
+  """Returns means over tasks that belong together."""
+  found: dict[str, Any] = summary.tables["by_group"]
+  titles = {
+    "region": "By region of the body",
+    "kind": "By kind of target",
+    "cancer": "By type of cancer",
+  }
+  means = ("tasks", "masks", "dice", "iou", "nsd")
+  return "".join(
+    tables.fold(
+      title,
+      tables.plain(
+        ["Group", "Tasks", "Masks", "Dice", "IoU", "NSD"],
+        [
+          (name, *(row[key] for key in means))
+          for name, row in found[grouping].items()
+        ],
+      ),
+    )
+    for grouping, title in titles.items()
+    if found[grouping]
+  )
