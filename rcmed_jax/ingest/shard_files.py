@@ -143,6 +143,8 @@ def _triplets(unit: Unit, prefix: str, found: list[Fault]) -> Iterator[Triplet]:
     except DataError as error:
       found.append(fault(error))
       return
+    except MemoryError:
+      raise  # of this machine, not of the file
     # A reader's own mistake, or a library's about a strange file: it must not
     # stop a build of millions, nor pass unseen.
     except Exception as error:

@@ -89,10 +89,10 @@ def test_a_record_is_of_its_rarest_class_in_its_modality():
 def test_temperature_flattens_tasks(temperature):
   found = collections.Counter(
     "liver" if index < 90 else "spleen" if index < 99 else "cyst"
-    for index in indices(SKEWED, 4000, temperature=temperature)
+    for index in indices(SKEWED, 1500, temperature=temperature)
   )
   sizes = np.array([90, 9, 1]) ** (1 / temperature)
-  shares = [found[name] / 4000 for name in ("liver", "spleen", "cyst")]
+  shares = [found[name] / 1500 for name in ("liver", "spleen", "cyst")]
   assert shares == pytest.approx((sizes / sizes.sum()).tolist(), rel=0.03)
 
 

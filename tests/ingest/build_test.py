@@ -239,6 +239,16 @@ def test_millions_of_units_are_never_held(tmp_path, processes):
   assert source.asked <= 4 * (processes + 2)
 
 
+def test_want_of_memory_stops_a_build(tmp_path, monkeypatch):
+  def starved(unit, faults):
+    raise MemoryError("no room for pixels")
+
+  monkeypatch.setattr(numbered.Unit, "triplets", starved)
+  with pytest.raises(MemoryError, match="no room for pixels"):
+    make(tmp_path / "set")
+  assert not (tmp_path / "set" / shards.MANIFEST).exists()
+
+
 # What goes on, and what is refused.
 
 
