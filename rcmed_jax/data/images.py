@@ -235,7 +235,8 @@ def _check(path: str | pathlib.Path, field: str = "image") -> tuple[str, str]:
       pages = _pages(header)
   except PIL.Image.DecompressionBombError as error:
     raise _wrong_size(path, field, str(error).rstrip(".")) from error
-  except (OSError, ValueError) as error:
+  except Exception as error:
+    # Pillow raises what its parsers meet: KeyError, TypeError, SyntaxError...
     raise _unreadable(path, field, f"this is no image ({error})") from error
   if min(rows, columns) < MIN_SIDE or rows * columns > MAX_PIXELS:
     raise _wrong_size(path, field, f"it has {rows} x {columns} pixels")
@@ -252,8 +253,13 @@ def _check(path: str | pathlib.Path, field: str = "image") -> tuple[str, str]:
 
 
 def _pages(header: PIL.Image.Image) -> int:
-  """How many pictures there are; smaller copies of the first are none."""
+  """How many pictures there are; smaller copies of the first are none.
+
+  Nor are those that telephones put behind a JPEG.
+  """
   size, pages = header.size, getattr(header, "n_frames", 1)
+  if header.format == "MPO":
+    return 1
   if pages > 1:
     header.seek(1)
   return pages if header.size == size else 1
@@ -276,7 +282,7 @@ def _read_by_pillow(path: str | pathlib.Path, field: str) -> np.ndarray:
   try:
     with PIL.Image.open(path) as image:
       return np.array(image)
-  except (OSError, ValueError, SyntaxError) as error:
+  except Exception as error:
     raise _unreadable(
       path, field, f"its pixels cannot be decoded ({error})"
     ) from error

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import pathlib
 import re
+import signal
 import tempfile
+import threading
 import time
 from typing import Any
 
@@ -95,12 +97,16 @@ def _read(
 ) -> bool:
   """Counts all units; whether there was no Ctrl-C."""
   try:
-    for number, (split, path, source) in enumerate(sources):
-      tally.start(split, path)
-      units = _units(source, tally.fault_outside)
-      for unit in readout.read(units, settings.processes, settings.decode):
-        tally.add(unit, number)
-        progress.tell()
+    with _Interrupts() as interrupts:
+      outside = interrupts.held(tally.fault_outside)
+      add = interrupts.held(tally.add)
+      for number, (split, path, source) in enumerate(sources):
+        tally.start(split, path)
+        progress.write(f"check: {split}: {path}")
+        units = _units(source, outside)
+        for unit in readout.read(units, settings.processes, settings.decode):
+          add(unit, number)
+          progress.tell()
     progress.tell(last=True)
   except KeyboardInterrupt:
     return False
@@ -119,7 +125,7 @@ class _Progress:
   """A line now and then."""
 
   def __init__(self, tally: Tally, write: Callable[[str], None]):
-    self._tally, self._write = tally, write
+    self._tally, self.write = tally, write
     self._began = time.monotonic()
     self._next = self._began + PROGRESS_S
 
@@ -130,7 +136,43 @@ class _Progress:
       return
     self._next = now + PROGRESS_S
     tally, seconds = self._tally, max(now - self._began, 1e-6)
-    self._write(
+    self.write(
       f"check: {tally.units:,} units, {tally.triplets:,} triplets, "
       f"{tally.faults:,} faults, {tally.units / seconds:,.0f} units/s"
     )
+
+
+class _Interrupts:
+  """Ctrl-C between counts and never within one, so that they add up."""
+
+  def __init__(self):
+    self._busy = self._waiting = False
+    self._before: Any = None
+
+  def __enter__(self) -> "_Interrupts":
+    # Elsewhere nobody is interrupted.
+    if threading.current_thread() is threading.main_thread():
+      self._before = signal.signal(signal.SIGINT, self._interrupt)
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    if self._before is not None:
+      signal.signal(signal.SIGINT, self._before)
+
+  def held(self, count: Callable[..., None]) -> Callable[..., None]:
+    """The function, after whose end alone there is an interrupt."""
+
+    def whole(*args: Any) -> None:
+      self._busy = True
+      count(*args)
+      self._busy = False
+      if self._waiting:
+        raise KeyboardInterrupt
+
+    return whole
+
+  def _interrupt(self, number: int, frame: object) -> None:
+    del number, frame
+    if not self._busy:
+      raise KeyboardInterrupt
+    self._waiting = True

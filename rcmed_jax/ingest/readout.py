@@ -4,7 +4,6 @@ import collections
 from collections.abc import Iterator, Sequence
 import concurrent.futures
 from concurrent.futures.process import BrokenProcessPool
-import itertools
 import multiprocessing
 import signal
 
@@ -13,8 +12,8 @@ import cv2
 from rcmed_jax.ingest import facts
 from rcmed_jax.ingest.sources import Unit
 
-# Units handed to a process at once, so that the hand-over costs little; and
-# how many such batches wait for each process.
+# Pictures handed to a process at once, so that the hand-over costs little; and
+# how many such batches wait for each process. Volumes go one by one.
 BATCH = 16
 AHEAD = 4
 
@@ -30,7 +29,7 @@ def read(
   Raises:
     ImportError: see `facts.of_units`.
   """
-  batches = iter(lambda: list(itertools.islice(units, BATCH)), [])
+  batches = _batches(units)
   if processes < 2:
     for batch in batches:
       yield from facts.of_units(batch, decode)
@@ -49,6 +48,17 @@ def read(
       yield from found
   finally:
     pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _batches(units: Iterator[Unit]) -> Iterator[list[Unit]]:
+  batch: list[Unit] = []
+  for unit in units:
+    batch.append(unit)
+    if len(batch) == BATCH or not hasattr(unit, "record"):
+      yield batch
+      batch = []
+  if batch:
+    yield batch
 
 
 _Batch = tuple[list[Unit], concurrent.futures.Future]

@@ -182,6 +182,7 @@ class Unit:
 
   id: str
   does: str
+  record = None  # as units of pictures have one: they go many at once
 
   def triplets(self, faults):
     if self.does == "raise":
@@ -236,6 +237,33 @@ def test_ctrl_c_leaves_a_report_of_what_was_seen(tmp_path):
   assert 0 < report["counts"]["read"] <= 100
   page = check_report.write(tmp_path / "out", report)
   assert "stopped before the end" in page.read_text()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_of_the_command(tmp_path, processes):
+  path = tmp_path / "image2label_train.json"
+  _write_large(path, 200_000, there=False)
+  process = subprocess.Popen(
+    [
+      *(sys.executable, "-m", "rcmed_jax", "data", "check", str(path)),
+      *("--out", str(tmp_path / "out"), "--processes", str(processes)),
+    ],
+    stderr=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+    env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
+  )
+  for line in process.stderr:
+    if " units, " in line:
+      break
+  process.send_signal(signal.SIGINT)
+  said, errors = process.communicate(timeout=120)
+  assert process.returncode == 130, errors
+  assert "Traceback" not in errors
+  report = json.loads((tmp_path / "out/report.json").read_text())
+  assert not report["finished"]
+  assert 0 < report["counts"]["units"] < 200_000
+  assert "look at" in said
 
 
 def test_the_page_says_it_all_and_needs_nothing_else(messy, tmp_path):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import layouts
+import PIL.Image
 import pytest
 import tifffile
 
@@ -22,7 +23,7 @@ TEXT = "S5a0g00000000000000000000eb0"
 LIMIT_BYTES = 2_000_000_000
 
 # Told apart by a command-line argument, so that a crash or a hang is a child's.
-KINDS = ("png", "index", "coco", "slides")
+KINDS = ("png", "others", "index", "coco", "slides")
 
 
 def mutated(data, rng):
@@ -118,6 +119,36 @@ def slides(folder, rng, faults):
   return tiles.open_source(folder, sources.Options(tile=32))
 
 
+def others(folder, rng, faults):
+  """Pictures in other formats, each read in the three ways there are."""
+  image = PIL.Image.fromarray(layouts.picture(0))
+  pages = {"save_all": True, "append_images": [image, image.resize((20, 20))]}
+  name, what, how = rng.choice(
+    (
+      *(("a.tif", image, pages), ("a.tif", image, {"compression": "jpeg"})),
+      *(("a.tif", image, {"compression": "tiff_lzw"}), ("a.webp", image, {})),
+      *(("a.tif", image.convert("RGBA"), {}), ("a.jpg", image, {})),
+      *(("a.gif", image.quantize(16), {}), ("a.bmp", image, {})),
+    )
+  )
+  what.save(folder / name, **how)
+  path = folder / name
+  path.write_bytes(mutated(path.read_bytes(), rng))
+  for read in (
+    images.read,
+    lambda file: images.read_mask(file, layouts.SHAPE),
+    lambda file: images.read_labels(file, layouts.SHAPE),
+  ):
+    try:
+      assert read(path).size
+    except DataError as error:
+      if read is images.read:  # the others refuse sound ones, too
+        faults.append(error)
+  return index_file.open_source(
+    folder / "image2label_train.json", sources.Options()
+  )
+
+
 def png(folder, rng, faults):
   """A mutated picture with a mutated mask."""
   image, mask = folder / "ct--a--1.png", folder / "masks/ct--a--1--0.png"
@@ -167,7 +198,13 @@ def coco_file(folder, rng, faults):
   return coco.open_source(path, sources.Options())
 
 
-MAKE = {"png": png, "index": index, "coco": coco_file, "slides": slides}
+MAKE = {
+  "png": png,
+  "others": others,
+  "index": index,
+  "coco": coco_file,
+  "slides": slides,
+}
 
 
 def fuzz(kind, folder, rounds):
@@ -196,7 +233,7 @@ def fuzz(kind, folder, rounds):
     )
     lines = (folder / "out" / check.QUARANTINE).read_text().splitlines()
     assert len(lines) == counts["faults"]
-    became["faults" if counts["faults"] else "sound"] += 1
+    became["faults" if counts["faults"] or faults else "sound"] += 1
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
   assert peak < LIMIT_BYTES
   return became
