@@ -32,15 +32,16 @@ CANDIDATES = 6
 # read: its slices are spread over what there is.
 OF_ONE_UNIT = 12
 
-# Colours of outlines, RGB: far apart, and seen on grey and on pink.
+# Colours of outlines, RGB: far apart; the first are seen best on what is grey,
+# pink or red.
 COLOURS = (
-  (255, 85, 60),
   (60, 200, 255),
   (255, 215, 50),
   (110, 230, 110),
   (235, 110, 255),
-  (255, 155, 205),
+  (255, 85, 60),
   (140, 150, 255),
+  (255, 155, 205),
   (40, 220, 190),
 )
 

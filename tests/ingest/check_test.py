@@ -319,8 +319,10 @@ def _write_large(path, entries, there):
   with path.open("w") as file:
     for number in range(entries):
       dots = "".join("./" if bit == "1" else "/" for bit in f"{number:022b}")
-      image = f".{dots}ct--a--1.png" if there else f"images/ct--a--{number}.png"
-      mask = f".{dots}mask.png" if there else f"masks/{number}.png"
+      image = (
+        f"./{dots}ct--a--1.png" if there else f"images/ct--a--{number}.png"
+      )
+      mask = f"./{dots}mask.png" if there else f"masks/{number}.png"
       entry = f'"{image}": [{{"{mask}": "class_{number % 150}"}}]'
       file.write(("{" if not number else ",\n") + entry)
     file.write("}")

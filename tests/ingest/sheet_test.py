@@ -96,8 +96,8 @@ def test_the_page_shows_pictures_masks_and_what_is_known(tmp_path):
   (shown_IJC,) = pictures(page)
   assert shown_IJC.shape == (64, 64, 3)
   # The colour of the outline, through JPEG; and none in the corner.
-  red, grey = shown_IJC[9, 20].astype(int), shown_IJC[60, 60].astype(int)
-  assert red[0] - red[2] > 60
+  edge, grey = shown_IJC[9, 20].astype(int), shown_IJC[60, 60].astype(int)
+  assert edge[2] - edge[0] > 60  # cyan
   assert np.abs(grey - 90).max() < 12
   for word in ("left kidney", "pet", "64 x 64; test", "images/&lt;b&gt;.png"):
     assert word in page
