@@ -75,7 +75,7 @@ def open_picture(path: pathlib.Path, field: str) -> Picture:
     columns, rows, bits, kind = struct.unpack(">IIBB", start[16:26])
     # A palette's numbers are lost when it is decoded.
     if field == "mask" and kind == 3 and bits:
-      raise _refused(path, field, "it has a palette", "Save it as grey")
+      raise DataError(path, field, "it has a palette", "Save it as grey")
     return _Whole(path, field, (rows, columns))
   return _Tiff(path, field)
 
@@ -93,7 +93,7 @@ class _Whole:
     spacing_mm: tuple[float, float] | None = None,
   ):
     if shape[0] * shape[1] > MAX_WHOLE_PIXELS:
-      raise _refused(
+      raise DataError(
         path,
         field,
         f"it has {shape[0]} x {shape[1]} pixels and cannot be read in parts",
@@ -112,7 +112,7 @@ class _Whole:
         str(self._path), flags | cv2.IMREAD_IGNORE_ORIENTATION
       )
       if pixels is None or pixels.shape[:2] != self.shape:
-        raise _refused(
+        raise DataError(
           self._path,
           self._field,
           "its pixels cannot be decoded",
@@ -154,7 +154,7 @@ class _Tiff:
       self.spacing_mm = _spacing(self._page)
     except Exception as error:
       # Its parser raises what it meets: struct.error, KeyError, IndexError...
-      raise _refused(
+      raise DataError(
         path,
         field,
         f"it is no TIFF that can be read ({error})",
@@ -202,21 +202,21 @@ class _Tiff:
     page, size = self._page, self._segments
     bits, samples = page.bitspersample, page.samplesperpixel
     if page.sampleformat not in (1, None) or bits not in (1, 8, 16):
-      raise _refused(
+      raise DataError(
         self._path,
         self._field,
         f"it has {bits} bits a number, of TIFF's kind {page.sampleformat}",
         "Save it with 8 bits",
       )
     if self._field == "image" and bits == 16:
-      raise _refused(
+      raise DataError(
         self._path,
         self._field,
         "it has 16 bits, of which nothing says how many are in use",
         "Save it with 8 bits",
       )
     if self._field == "mask" and samples != 1:
-      raise _refused(
+      raise DataError(
         self._path, self._field, "it is in colour", "Save it as grey"
       )
     packing = page.compression in (PLAIN, *DEFLATE) and bits != 1
@@ -244,7 +244,7 @@ class _Tiff:
         pixels = page.decode(data, index)[0]
         pixels = pixels.reshape(pixels.shape[-3:])
     except Exception as error:
-      raise _refused(
+      raise DataError(
         self._path,
         self._field,
         f"its tile or strip {index} cannot be decoded ({error})",
@@ -312,9 +312,3 @@ def _spacing(page: Any) -> tuple[float, float] | None:
   found = MM[int(unit)] * y_of / y, MM[int(unit)] * x_of / x
   low, high = SPACING_MM
   return found if all(low <= value <= high for value in found) else None
-
-
-def _refused(
-  path: pathlib.Path, field: str, what: str, remedy: str
-) -> DataError:
-  return DataError(path, field, what, remedy)

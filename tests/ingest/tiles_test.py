@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 import tifffile
 
+from rcmed_jax.data import images
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.ingest import regions, sources, tiles
 
@@ -294,6 +295,33 @@ def test_tiles_hold_the_slides_pixels_and_masks(tmp_path, name):
   _, kept, faults = read(tmp_path, tile_overlap=10, empty_slices="keep")
   assert len(kept) == 15
   assert not faults
+
+
+@pytest.mark.parametrize("colour", [(243, 242, 244), (12, 10, 11)])
+def test_noise_and_dust_are_nothing(colour):
+  rng = np.random.default_rng(0)
+  image = rng.normal(colour, 4, (512, 512, 3))
+  for y, x in rng.integers(0, 500, (3, 2)):
+    image[y : y + 6, x : x + 6] = 128
+  image_IJC = np.clip(image, 0, 255).astype(np.uint8)
+  assert tiles.is_empty(image_IJC)
+  image_IJC[200:240, 200:260] = 128
+  assert not tiles.is_empty(image_IJC)
+
+
+def test_real_tissue_is_something(shared):
+  image_IJC = images.read(
+    shared / "data/real9/images/pathology--rcmed_page--09.png"
+  )
+  parts = [
+    image_IJC[y : y + 128, x : x + 128]
+    for y in range(0, 1024, 128)
+    for x in range(0, 1024, 128)
+  ]
+  assert not any(map(tiles.is_empty, parts))
+  # Also as pale as a weak stain.
+  pale = [(255 - (255 - part) // 3).astype(np.uint8) for part in parts]
+  assert not any(map(tiles.is_empty, pale))
 
 
 def test_a_mask_on_glass_keeps_its_tile(tmp_path):
