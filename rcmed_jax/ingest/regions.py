@@ -10,6 +10,7 @@ import importlib
 import pathlib
 import struct
 from typing import Any, Protocol
+import zlib
 
 import cv2
 import numpy as np
@@ -26,6 +27,7 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 
 # TIFF's numbers for how pixels are packed and what they mean.
 PLAIN, JPEG, DEFLATE = 1, 7, (8, 32946)
+NO_PREDICTOR, DIFFERENCES = 1, 2
 WHITE_IS_ZERO, PALETTE = 0, 3
 RGB = 2
 
@@ -146,14 +148,17 @@ class _Tiff:
         'Slides need tifffile: pip install "rcmed-jax[dicom]"'
       ) from error
     self._path, self._field = path, field
+    self._file: Any = None
     try:
-      self._file: Any = tifffile.TiffFile(path)
+      self._file = tifffile.TiffFile(path)
       self._page: Any = self._file.pages[0]
       self.shape = self._page.imagelength, self._page.imagewidth
       self._segments = _segments(self._page)
       self.spacing_mm = _spacing(self._page)
     except Exception as error:
       # Its parser raises what it meets: struct.error, KeyError, IndexError...
+      if self._file:
+        self._file.close()
       raise DataError(
         path,
         field,
@@ -161,8 +166,12 @@ class _Tiff:
         "Save it again",
       ) from error
     self._whole: _Whole | None = None
-    if self._check():
-      self._whole = _Whole(path, field, self.shape, self.spacing_mm)
+    try:
+      if self._check():
+        self._whole = _Whole(path, field, self.shape, self.spacing_mm)
+    except DataError:
+      self._file.close()
+      raise
     self.by_parts = self._whole is None
 
   def read(self, rows: slice, columns: slice) -> np.ndarray:
@@ -219,7 +228,12 @@ class _Tiff:
       raise DataError(
         self._path, self._field, "it is in colour", "Save it as grey"
       )
-    packing = page.compression in (PLAIN, *DEFLATE) and bits != 1
+    packing = (
+      page.compression in (PLAIN, *DEFLATE)
+      and bits != 1
+      and page.predictor in (NO_PREDICTOR, DIFFERENCES)
+      and page.fillorder == 1
+    )
     jpeg = page.compression == JPEG and bits == 8
     plain = page.planarconfig == 1 and samples in (1, 3, 4)
     small = size.rows * size.columns <= MAX_SEGMENT_PIXELS
@@ -241,8 +255,11 @@ class _Tiff:
       if page.compression == JPEG:
         pixels = _jpeg(data, page)
       else:
-        pixels = page.decode(data, index)[0]
-        pixels = pixels.reshape(pixels.shape[-3:])
+        size = self._segments
+        top = index // size.across * size.rows
+        # A tile is always whole, the last strip is not.
+        left = size.rows if page.is_tiled else self.shape[0] - top
+        pixels = _unpacked(data, page, min(size.rows, left), size.columns)
     except Exception as error:
       raise DataError(
         self._path,
@@ -279,6 +296,21 @@ def _segments(page: Any) -> _Segments:
   if min(size) < 1 or min(page.imagelength, page.imagewidth) < 1:
     raise ValueError("it has no pixels")
   return _Segments(*size, -(-page.imagewidth // size[1]))
+
+
+def _unpacked(data: bytes, page: Any, rows: int, columns: int) -> np.ndarray:
+  """The numbers of a tile or strip, uncompressed or deflated."""
+  samples, bits = page.samplesperpixel, page.bitspersample
+  kind = np.dtype(f"{page.parent.byteorder}u{bits // 8}")
+  count = rows * columns * samples
+  if page.compression != PLAIN:
+    # No more than belongs there, whatever a few bytes may blow up to.
+    data = zlib.decompressobj().decompress(data, count * kind.itemsize)
+  values = np.frombuffer(data, kind, count).reshape(rows, columns, samples)
+  values = values.astype(kind.newbyteorder("="))
+  if page.predictor == DIFFERENCES:
+    values = np.cumsum(values, axis=1, dtype=values.dtype)
+  return values
 
 
 def _jpeg(data: bytes, page: Any) -> np.ndarray:

@@ -2,6 +2,8 @@ import io
 import itertools
 import pickle
 import struct
+import tracemalloc
+import zlib
 
 import cv2
 import layouts
@@ -96,6 +98,24 @@ def test_parts_are_those_of_the_whole(tmp_path, kind, field):
     part = slice(top, bottom), slice(left, right)
     np.testing.assert_array_equal(picture.read(*part), values[part])
   picture.close()
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("predictor", [False, True])
+def test_labels_of_16_bits(tmp_path, order, predictor):
+  labels_IJ = np.random.default_rng(0).integers(0, 65536, SHAPE).astype("u2")
+  path = save(
+    tmp_path / "a.tif",
+    labels_IJ,
+    byteorder=order,
+    compression="zlib",
+    predictor=predictor,
+    rowsperstrip=40,
+  )
+  picture = regions.open_picture(path, "mask")
+  assert picture.by_parts
+  found_IJ = picture.read(slice(30, 150), slice(5, 9))
+  np.testing.assert_array_equal(found_IJ, labels_IJ[30:, 5:9])
 
 
 def jpeg_tiff(path, image_IJC, photometric):
@@ -248,6 +268,27 @@ def test_a_huge_png_is_refused_before_it_is_decoded(tmp_path):
   PIL.Image.new("1", (20_000, 13_000)).save(tmp_path / "a.png")
   with pytest.raises(DataError, match="cannot be read in parts"):
     regions.open_picture(tmp_path / "a.png", "image")
+
+
+def test_a_few_bytes_do_not_blow_up(tmp_path):
+  path = save(
+    tmp_path / "a.tif", tissue(), rowsperstrip=150, compression="zlib"
+  )
+  data = bytearray(path.read_bytes())
+  bomb = zlib.compress(b"\0" * 500_000_000, 9)
+  with tifffile.TiffFile(path) as file:
+    tags = file.pages[0].tags
+    offset, count = tags["StripOffsets"], tags["StripByteCounts"]
+    order = file.byteorder
+  struct.pack_into(f"{order}I", data, offset.valueoffset, len(data))
+  struct.pack_into(f"{order}I", data, count.valueoffset, len(bomb))
+  path.write_bytes(data + bomb)
+  picture = regions.open_picture(path, "image")
+  tracemalloc.start()
+  part = picture.read(slice(0, 150), slice(0, 230))
+  assert tracemalloc.get_traced_memory()[1] < 5_000_000
+  tracemalloc.stop()
+  assert not part.any()
 
 
 # Tiles.
