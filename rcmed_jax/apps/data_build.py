@@ -64,7 +64,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-  """Builds, and prints what there is."""
+  """Builds, and prints what there is; 1 where nothing could be used."""
   opened = data_sources.open_all(args)
   with tqdm.tqdm(desc="build", unit="unit", mininterval=2) as bar:
     found = manifest.Totals()
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
   if totals.faults:
     quarantine = files.absolute(args.out) / manifest.QUARANTINE
     print(f"build: {totals.faults} faults in {quarantine}")
-  return 0
+  return 0 if totals.triplets else 1
 
 
 def verify(args: argparse.Namespace) -> int:

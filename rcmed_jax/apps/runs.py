@@ -143,6 +143,11 @@ def read_items(
       "config.data.index is empty; give --config.data.index=image2label.json. "
       "`rcmed data phantom` draws a data set to begin with."
     )
+  if files.is_remote(index):
+    raise ValueError(
+      f"{index} lies in a bucket; indices and data sets are read from disks. "
+      "Copy it to one, or mount the bucket there."
+    )
   if shards.is_built(index):
     return shards.Shards(index)
   folder, colon, split = str(index).rpartition(":")

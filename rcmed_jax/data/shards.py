@@ -214,8 +214,8 @@ class Shards(Sequence[Stored]):
     split: "" for the only one there is.
 
   Raises:
-    DataError: no such split, the data set is not finished, or a file is
-      missing or of another size.
+    DataError: no such split, or an empty one, the data set is not finished, or
+      a file is missing or of another size.
   """
 
   def __init__(self, folder: str | os.PathLike[str], split: str = ""):
@@ -237,6 +237,13 @@ class Shards(Sequence[Stored]):
     self._ends = list(
       itertools.accumulate(shard.triplets for shard in self._shards)
     )
+    if not len(self):
+      raise DataError(
+        folder,
+        "split",
+        f"its split {self.split} holds no sample",
+        "See quarantine.jsonl there for why none could be used",
+      )
     # Opens at most so many; a reader itself may be shared by threads.
     self._open = functools.lru_cache(2 * MOST_OPEN)(_open)
     self._lock = threading.Lock()

@@ -73,7 +73,7 @@ def build(
   Raises:
     ValueError: the folder was begun with other settings or sources, another
       build is at work in it, or the disk is too full.
-    DataError: a source has nothing of its format, or nothing could be used.
+    DataError: a source has nothing of its format, or none has a unit.
   """
   folder = files.absolute(out)
   with _only_one(folder):

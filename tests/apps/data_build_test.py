@@ -9,6 +9,7 @@ import pytest
 from rcmed_jax import cli
 from rcmed_jax.apps import runs, settings
 from rcmed_jax.data import images, phantoms, readers, shards
+from rcmed_jax.data.checks import DataError
 from rcmed_jax.data.mixture import Mixture
 from rcmed_jax.data.shards import Shards
 
@@ -122,6 +123,43 @@ def test_training_reads_built_sets(drawn, built, tmp_path, many):
   # Of the tiny config, whose texts are short; no image, no mask.
   lines = (tmp_path / runs.QUARANTINE).read_text().splitlines()
   assert {json.loads(line)["field"] for line in lines} <= {"description"}
+
+
+def test_a_set_of_nothing_is_told_and_not_trained_on(tmp_path, capsys):
+  (tmp_path / "image2label_mine.json").write_text(
+    json.dumps({"ct--mine--0.png": [{"gone.png": "liver"}]})
+  )
+  index, out = tmp_path / "image2label_mine.json", tmp_path / "set"
+  assert _rcmed("data", "build", index, "--out", out, "--processes", 1) == 1
+  assert "1 units = 0 used + 1 quarantined" in capsys.readouterr().out
+  told = settings.parse(
+    ["--config=configs/demo.py:tiny", f"--config.data.index={out}"]
+  )
+  with pytest.raises(DataError, match=r"holds no sample.*quarantine\.jsonl"):
+    runs.start(told, tmp_path / "run")
+
+
+def test_a_volume_of_another_grid_is_built_only_knowingly(shared, tmp_path):
+  command = ("data", "build", shared / "data/liver_mr", "--label", "1=liver")
+  told = ("--modality", "magnetic resonance", "--processes", 1)
+  out = tmp_path / "refused"
+  assert _rcmed(*command, *told, "--out", out) == 1
+  (line,) = (out / "quarantine.jsonl").read_text().splitlines()
+  assert "label.nii.gz" in line
+  out = tmp_path / "taken"
+  assert _rcmed(*command, *told, "--out", out, "--assume-same-grid") == 0
+  for stored in Shards(out):
+    triplet = stored.load()
+    assert triplet.classes == ("liver",) and triplet.masks_GIJ.any()
+    assert triplet.spacing_mm == pytest.approx((1.543, 1.543), abs=1e-3)
+
+
+def test_a_bucket_is_not_read_from(tmp_path):
+  told = settings.parse(
+    ["--config=configs/demo.py:tiny", "--config.data.index=gs://bkt/set:train"]
+  )
+  with pytest.raises(ValueError, match="lies in a bucket"):
+    runs.start(told, tmp_path)
 
 
 def test_a_mixture_takes_no_descriptions_of_one_index(built, tmp_path):

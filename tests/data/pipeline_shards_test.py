@@ -12,6 +12,7 @@ import time
 
 import imports
 import numbered
+import numpy as np
 import pytest
 
 from rcmed_jax.data import pipeline, tokens
@@ -187,6 +188,39 @@ def test_negatives_are_of_the_same_modality_and_dataset(original, tokenizer):
       if (one.source, one.modality) == (dataset, modality)
       for name in one.classes
     }
+
+
+def test_nothing_that_has_a_side_is_mirrored(original, tokenizer, tmp_path):
+  items = Shards(original, "train")
+  plain, mirrored = (
+    batches(
+      items,
+      tokenizer,
+      tmp_path / f"q{mirror}",
+      temperature=1.0,
+      noise_share=0.0,
+      augment=AugmentConfig(mirror=mirror),
+    )
+    for mirror in (False, True)
+  )
+  moved, sided = 0, 0
+  for _ in range(25):
+    one, other = next(plain), next(mirrored)
+    # What is asked and answered is the same.
+    np.testing.assert_array_equal(one["tokens_BT"], other["tokens_BT"])
+    for b, record in enumerate(one["record_B"]):
+      ids_T = one["tokens_BT"][b][: one["length_B"][b]]
+      text = tokenizer.decode(ids_T[ids_T != tokenizer.end_id])
+      has_side = "left" in text or items[int(record)].modality != "pathology"
+      same = np.array_equal(one["pixels_BIJC"][b], other["pixels_BIJC"][b])
+      if has_side:
+        assert same
+        np.testing.assert_array_equal(
+          one["masks_BGIJ"][b], other["masks_BGIJ"][b]
+        )
+        sided += "left" in text and items[int(record)].modality == "pathology"
+      moved += not same
+  assert moved > 20 and sided > 5
 
 
 @pytest.mark.parametrize("processes", [2, 4])
