@@ -208,16 +208,16 @@ def test_commands_run_in_processes_of_their_own(tmp_path):
   assert "rcmed " in log.read_text() and "no command 'trian'" in log.read_text()
 
 
-# A sweep whose child is a stand-in for `rcmed`: it waits for SIGTERM, then
-# leaves as a training does.
+# A sweep whose child is a stand-in for `rcmed`: it says its number, waits for
+# SIGTERM, then leaves as a training does.
 STOP = """
-import os, signal, sys, threading, time
+import sys
 from rcmed_jax.apps import sweep_run
 child = [
-  "import signal, sys, time",
+  "import os, signal, sys, time",
   "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))",
-  "print('up', flush=True)",
-  "time.sleep(60)",
+  "print(os.getpid(), flush=True)",
+  "time.sleep(120)",
 ]
 class Python(sweep_run.subprocess.Popen):
   def __init__(self, command, **told):
@@ -229,7 +229,9 @@ print(code, children.stopped)
 """
 
 
-def test_signal_goes_on_to_the_child_which_is_waited_for(tmp_path):
+@pytest.fixture
+def begun(tmp_path):
+  """Starts such a sweep; it, its log, and the number of its child."""
   log = tmp_path / "log"
   sweep = subprocess.Popen(
     [sys.executable, "-c", STOP, str(log)],
@@ -238,12 +240,37 @@ def test_signal_goes_on_to_the_child_which_is_waited_for(tmp_path):
     env=dict(os.environ) | {"PYTHONPATH": os.pathsep.join(sys.path)},
   )
   deadline = time.monotonic() + 60
-  while not (log.exists() and log.read_text()):
+  while not (log.exists() and log.read_text().endswith("\n")):
     assert time.monotonic() < deadline
     time.sleep(0.05)
+  yield sweep, log, int(log.read_text())
+  sweep.kill()
+  sweep.communicate()
+
+
+def test_signal_goes_on_to_the_child_which_is_waited_for(begun):
+  sweep, _, _ = begun
   sweep.send_signal(signal.SIGTERM)
   out, _ = sweep.communicate(timeout=60)
   assert out.split() == ["75", str(int(signal.SIGTERM))]
+
+
+def test_child_that_outlives_its_sweep_is_not_joined_by_another(begun):
+  sweep, log, child = begun
+  sweep.kill()
+  sweep.wait()
+  with sweep_run.Children(log.parent) as children:
+    with pytest.raises(BlockingIOError):
+      children(["--version"], log)
+    os.kill(child, signal.SIGTERM)
+    deadline = time.monotonic() + 60
+    while True:
+      try:
+        assert children(["--version"], log) == 0
+        break
+      except BlockingIOError:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,13 @@ def get_sweep(arg=None):
       "optimizer.warmup_steps": 0,
       "eval.controls": (),
       "eval.max_new": 16,
+      "data.lengths": (128,),
+      "data.describe": False,
     },
     cells={
-      "K=0": {"model.correlation.steps": 0},
-      "K=1": {"model.correlation.steps": 1},
+      # The same program for both: it is compiled once.
+      "none": {"data.negative_share": 0.0},
+      "half": {"data.negative_share": 0.5},
     },
   )
 """.replace("STEPS", str(STEPS))
@@ -64,11 +67,11 @@ def test_shipped_sweeps_hold_in_both_sizes(name, tmp_path):
 
 
 def test_list_shows_states_and_runs_nothing(told, tmp_path, capsys):
-  assert sweep.main([*told, "--list", "--only", "K=1"]) == 0
+  assert sweep.main([*told, "--list", "--only", "half"]) == 0
   out = capsys.readouterr().out
-  assert "K=1/seed0" in out and "K=1/seed1" in out and "K=0" not in out
-  assert "missing" in out and "model.correlation.steps=1" in out
-  assert f"rcmed train --config={tmp_path}/out/K=1/seed0/told.json" in out
+  assert "half/seed0" in out and "half/seed1" in out and "none" not in out
+  assert "missing" in out and "data.negative_share=0.5" in out
+  assert f"rcmed train --config={tmp_path}/out/half/seed0/told.json" in out
   assert not (tmp_path / "out").exists()
 
 
@@ -78,8 +81,8 @@ def test_list_shows_states_and_runs_nothing(told, tmp_path, capsys):
     (["--index=/a.json"], "give both --config.data.index"),
     (["--config.data.index=/a.json"], "give both --config.data.index"),
     (["--config.train.stpes=3"], r"the nearest is config\.train\.steps"),
-    (["--config.model.correlation.steps=3"], "set by cell K=0 itself"),
-    (["--only=K=4"], "the nearest is K="),
+    (["--config.data.negative_share=0.3"], "set by cell none itself"),
+    (["--only=noone"], "the nearest is none"),
     (["--emit=slurm"], "wants --out"),
     (["--emit=jobset", "--out=/tmp/none"], "wants --image"),
     (["--workdir=gs://bucket/x"], "mount the bucket"),
@@ -100,7 +103,7 @@ def test_sweep_without_images_asks_for_them(tmp_path):
 
 
 def test_emitted_files_hold_every_run(told, tmp_path):
-  more = ["--config.train.steps=9", "--only", "K=0/seed1", "K=1"]
+  more = ["--config.train.steps=9", "--only", "none/seed1", "half"]
   for form, extra in (
     ("slurm", []),
     ("jobset", ["--image=i", "--accelerator=a", "--topology=2x2"]),
@@ -109,9 +112,9 @@ def test_emitted_files_hold_every_run(told, tmp_path):
     told_all = [*told, *more, f"--emit={form}", f"--out={out}", *extra]
     assert sweep.main(told_all) == 0
     text = out.read_text()
-    for name in ("K=0/seed1", "K=1/seed0", "K=1/seed1"):
+    for name in ("none/seed1", "half/seed0", "half/seed1"):
       assert name in text
-    assert "K=0/seed0" not in text
+    assert "none/seed0" not in text
     assert f"--workdir={tmp_path}/out" in text
     assert "--config.train.steps=9" in text and "--seeds=2" in text
   assert yaml.safe_load(text)["metadata"]["name"] == "sweep-small"
@@ -134,16 +137,16 @@ def run(told, *more):
 @pytest.mark.heavy
 def test_two_cells_two_seeds_stopped_and_gone_on_with(told, tmp_path):
   out = tmp_path / "out"
-  metrics = out / "K=0/seed0/metrics.jsonl"
+  metrics = out / "none/seed0/metrics.jsonl"
   first = run(told)
   wait_for(lambda: metrics.exists() and metrics.read_text())
   first.send_signal(signal.SIGTERM)
   text, _ = first.communicate(timeout=300)
   assert first.returncode == hosts.STOPPED, text
-  state = json.loads((out / "K=0/seed0/state.json").read_text())
+  state = json.loads((out / "none/seed0/state.json").read_text())
   assert (state["state"], state["stage"]) == ("begun", "train")
   table = json.loads((out / "sweep.json").read_text())
-  assert table["runs"]["K=0/seed0"]["state"] == "begun"
+  assert table["runs"]["none/seed0"]["state"] == "begun"
   done = json.loads(metrics.read_text().splitlines()[-1])["step"]
   assert 0 < done < STEPS
 
@@ -154,7 +157,7 @@ def test_two_cells_two_seeds_stopped_and_gone_on_with(told, tmp_path):
   text, _ = second.communicate(timeout=600)
   assert second.returncode == 0, text
   assert text.count(" finished; ") == 4
-  log = (out / "K=0/seed0/train.log").read_text()
+  log = (out / "none/seed0/train.log").read_text()
   assert f"going on after step {done}" in log
   assert len(metrics.read_text().splitlines()) == STEPS
   table = json.loads((out / "sweep.json").read_text())
