@@ -1,5 +1,6 @@
 """Two processes of four devices train as one of eight does; minutes."""
 
+from collections.abc import Sequence
 import json
 import os
 import pathlib
@@ -25,19 +26,16 @@ pytestmark = pytest.mark.heavy
 STEPS = 20
 
 
-@pytest.fixture(scope="module")
-def train(tmp_path_factory):
+class Training:
   """Starts `rcmed train` of the toy, on one process or on two."""
-  data = tmp_path_factory.mktemp("data")
-  phantoms.write(data, 27, seed=0)
-  # A picture that is none, and a mask that is: each fault once for all.
-  broken = sorted((data / "images").iterdir())[5]
-  broken.write_bytes(b"no picture")
 
-  def start(workdir: pathlib.Path, processes: int, *arguments: str):
+  def __init__(self, data: pathlib.Path):
+    self.data = data
+
+  def __call__(self, workdir: pathlib.Path, processes: int, *arguments: str):
     command = (
       *("train", "--config=configs/demo.py:tiny", f"--workdir={workdir}"),
-      f"--config.data.index={data / 'image2label_train.json'}",
+      f"--config.data.index={self.data / 'image2label_train.json'}",
       *("--config.mesh.data=-1", "--config.mesh.fsdp=2"),
       *("--config.train.batch_size=8", f"--config.train.steps={STEPS}"),
       # Noise of a gradient that should be zero moves no weight: meshes_test.
@@ -45,6 +43,9 @@ def train(tmp_path_factory):
       *("--config.train.log_every=1", "--config.train.checkpoint_every=1000"),
       *arguments,
     )
+    return self.started(processes, command)
+
+  def started(self, processes: int, command: Sequence[str]):
     local = ("launch/local.py", "--processes", "2", "--devices", "4", "--")
     starter = local if processes == 2 else ("-m", "rcmed_jax")
     # Compiling takes most of the time, and each step is run a few times.
@@ -58,7 +59,15 @@ def train(tmp_path_factory):
       text=True,
     )
 
-  return start
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+  data = tmp_path_factory.mktemp("data")
+  phantoms.write(data, 27, seed=0)
+  # A picture that is none, and a mask that is: each fault once for all.
+  broken = sorted((data / "images").iterdir())[5]
+  broken.write_bytes(b"no picture")
+  return Training(data)
 
 
 def finish(child):
@@ -126,6 +135,31 @@ def test_two_processes_equal_one(train, two, tmp_path):
   assert list(one) == list(range(1, STEPS + 1))
   assert_close(losses(two), one)
   toy.assert_same_weights(weights(two), weights(tmp_path / "one"))
+
+
+def test_two_processes_evaluate_as_one(two, train, tmp_path):
+  """Half of the chunks each, the same files to the last byte."""
+  outputs = []
+  for processes in (1, 2):
+    out = tmp_path / str(processes)
+    argv = (
+      *("evaluate", f"--workdir={two}", f"--out={out}"),
+      f"--index={train.data / 'image2label_train.json'}",
+      *("--config.eval.chunk=4", "--config.eval.limit=10"),
+      *("--config.eval.max_new=4", "--config.eval.bootstrap=0"),
+    )
+    code, said = finish(train.started(processes, argv))
+    assert code == 0, said
+    assert said.count("evaluate: dice=") == 1
+    outputs.append(
+      {
+        path.name: path.read_bytes()
+        for path in out.iterdir()
+        if path.suffix != ".html"  # tells the number of devices
+      }
+    )
+  assert "summary--test.json" in outputs[0]
+  assert outputs[0] == outputs[1]
 
 
 def test_only_one_process_writes(two):
