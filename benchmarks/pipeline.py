@@ -36,7 +36,7 @@ from rcmed_jax.apps import data_sources
 from rcmed_jax.data import images, phantoms, pipeline, prompts, readers, tokens
 from rcmed_jax.data.checks import Quarantine
 from rcmed_jax.data.shards import Shards
-from rcmed_jax.ingest import build
+from rcmed_jax.ingest.building import build
 
 SIZE = 1024  # pixels a side, of the files and of the model's frame
 LENGTHS = (513,)  # as the release pads

@@ -33,9 +33,11 @@ BAD_INPUT = 2
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command and returns its exit code.
 
-  Bad input (ValueError, and OSError such as a missing file or a full disk)
-  becomes one line on stderr and exit code 2; RCMED_TRACEBACK=1 lets the
-  exception through instead. Anything else is a fault of ours and is not caught.
+  Bad input (ValueError, and OSError such as a missing file or a full disk) and
+  what this machine cannot do (ImportError of an extra that is not installed,
+  NotImplementedError) become one line on stderr and exit code 2;
+  RCMED_TRACEBACK=1 lets the exception through instead. Anything else is a fault
+  of ours and is not caught.
 
   Args:
     argv: the command and its arguments; None means those of the process.
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return BAD_INPUT
   try:
     return importlib.import_module(f"rcmed_jax.apps.{command}").main(rest)
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, ImportError, NotImplementedError) as error:
     if os.environ.get("RCMED_TRACEBACK") == "1":
       raise
     print(f"rcmed {command}: {error}", file=sys.stderr)

@@ -29,14 +29,9 @@ from pydicom.data import get_testdata_files
 import volume_files
 
 from rcmed_jax.data.checks import DataError
-from rcmed_jax.ingest import (
-  challenge,
-  dicom,
-  nifti,
-  nrrd_file,
-  sources,
-  volumes,
-)
+from rcmed_jax.ingest import sources
+from rcmed_jax.ingest.dicom import dicom
+from rcmed_jax.ingest.volumes import challenge, nifti, nrrd_file, volumes
 
 LIMIT_BYTES = 2 << 30
 MOST_S = 10

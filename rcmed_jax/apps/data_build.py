@@ -12,7 +12,8 @@ import tqdm
 from rcmed_jax.apps import data_sources
 from rcmed_jax.data import files, shards
 from rcmed_jax.data.checks import DataError
-from rcmed_jax.ingest import build, described, manifest
+from rcmed_jax.ingest.building import build, manifest
+from rcmed_jax.ingest.describing import described
 from rcmed_jax.ingest.sources import Source
 
 # Arguments that change how a build is made, not what is built.

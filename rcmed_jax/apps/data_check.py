@@ -5,7 +5,7 @@ import pathlib
 import sys
 
 from rcmed_jax.apps import data_sources
-from rcmed_jax.ingest import check, check_report, findings
+from rcmed_jax.ingest.checking import check, check_report, findings
 
 CLEAN, DECIDE, STOPPED = 0, 1, 130
 

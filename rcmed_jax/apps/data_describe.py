@@ -11,8 +11,8 @@ import tqdm
 from rcmed_jax.apps import data_sources
 from rcmed_jax.data import files
 from rcmed_jax.data.checks import Quarantine
-from rcmed_jax.ingest import asking, describe, endpoint
-from rcmed_jax.ingest.replies import Replies
+from rcmed_jax.ingest.describing import asking, describe, endpoint
+from rcmed_jax.ingest.describing.replies import Replies
 from rcmed_jax.ingest.sources import Source
 
 # Where keys are accepted and needed when no address is given.

@@ -4,7 +4,7 @@ import argparse
 import pathlib
 
 from rcmed_jax.apps import data_sources
-from rcmed_jax.ingest import sheet
+from rcmed_jax.ingest.checking import sheet
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:

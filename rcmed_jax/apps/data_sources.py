@@ -11,7 +11,8 @@ import re
 import secrets
 
 from rcmed_jax.data.checks import DataError
-from rcmed_jax.ingest import built, formats, sources
+from rcmed_jax.ingest import formats, sources
+from rcmed_jax.ingest.building import built
 
 # Of sources that are given without one.
 SPLIT = "train"

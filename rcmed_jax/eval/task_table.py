@@ -15,7 +15,7 @@ are left out, and only `class` and `modalities` must be filled in:
   cancer            its type, where the target is a cancer of one type
   tolerance_mm      for the normalised surface distance; empty: the default
   tolerance_source  who published it
-  window            of computed tomography; empty: as `ingest.windows` has it
+  window            of computed tomography; empty: as `windows.choose` has it
   instances         yes: counted one by one
   sources           data sets whose class lists hold the class
 """
@@ -30,7 +30,7 @@ from rcmed_jax.data import readers
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.eval import wordforms
 from rcmed_jax.eval.tasks import DEFAULT, TaskInfo
-from rcmed_jax.ingest import windows
+from rcmed_jax.ingest.volumes import windows
 
 # Millimetres that a contour may be off where nobody published a tolerance of
 # the task: that of "Segment Anything in Medical Images on Laptop" (CVPR 2024)

@@ -12,16 +12,16 @@ from rcmed_jax.ingest.sources import Options, Source
 # Name on the command line -> its module, with `matches(path)`, which is cheap,
 # and `open_source(path, options)`. A module is imported when it is asked.
 FORMATS = {
-  "index": "index_file",
-  "coco": "coco",
-  "biomedparse": "biomedparse",
-  "folder": "folder",
-  "tiles": "tiles",
-  "nifti": "nifti",
-  "nrrd": "nrrd_file",
-  "challenge": "challenge",
-  "dicom": "dicom",
-  "built": "built",
+  "index": "pictures.index_file",
+  "coco": "pictures.coco",
+  "biomedparse": "pictures.biomedparse",
+  "folder": "pictures.folder",
+  "tiles": "pictures.tiles",
+  "nifti": "volumes.nifti",
+  "nrrd": "volumes.nrrd_file",
+  "challenge": "volumes.challenge",
+  "dicom": "dicom.dicom",
+  "built": "building.built",
 }
 
 # What a path of each looks like, for those whose path looks like none.

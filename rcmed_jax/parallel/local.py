@@ -102,7 +102,7 @@ def rows_apart(function: Callable[..., Any], arrays: Any) -> Callable[..., Any]:
   return run
 
 
-def mesh_of(arrays: Any) -> jax.sharding.Mesh | None:
+def mesh_of(arrays: Any) -> meshes.AnyMesh | None:
   """The mesh on which a tree of arrays lies; None where it lies on none."""
   sharding = jax.tree.leaves(arrays)[0].sharding
   return sharding.mesh if isinstance(sharding, NamedSharding) else None

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from ingest import vlm_server
+from ingest.describing import vlm_server
 import numpy as np
 import pytest
 

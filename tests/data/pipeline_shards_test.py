@@ -21,8 +21,8 @@ from rcmed_jax.data.checks import Quarantine
 from rcmed_jax.data.mixture import Mixture
 from rcmed_jax.data.shards import Shards
 from rcmed_jax.data.tokens import IGNORE_LABEL
-from rcmed_jax.ingest import build
-from rcmed_jax.ingest.build import Input
+from rcmed_jax.ingest.building import build
+from rcmed_jax.ingest.building.build import Input
 
 SIZE, ROWS, STEPS = 32, 8, 30
 WANTED = numbered.expected(0, 40)

@@ -12,8 +12,8 @@ import pytest
 from rcmed_jax.data import readers, shards
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.data.shards import Shards
-from rcmed_jax.ingest import build
-from rcmed_jax.ingest.build import Input
+from rcmed_jax.ingest.building import build
+from rcmed_jax.ingest.building.build import Input
 
 WANTED = numbered.expected(0, 40)
 

@@ -8,7 +8,7 @@ from rcmed_jax.data.phantoms import scenes
 from rcmed_jax.eval import task_table, wordforms
 from rcmed_jax.eval.registry import UNKNOWN, Registry
 from rcmed_jax.eval.tasks import DEFAULT, Task
-from rcmed_jax.ingest import windows
+from rcmed_jax.ingest.volumes import windows
 
 CT, MR = "computed tomography", "magnetic resonance"
 
