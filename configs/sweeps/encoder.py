@@ -37,10 +37,10 @@ def _tiny():
       "model.image.depth": 2,
       "model.image.global_blocks": (1,),
       "model.language.depth": 2,
-      "train.steps": 240,
-      "train.checkpoint_every": 240,
+      "train.steps": 360,
+      "train.checkpoint_every": 360,
       "train.log_every": 20,
-      "optimizer.warmup_steps": 20,
+      "optimizer.warmup_steps": 30,
       "eval.controls": (),
     },
     cells={

@@ -45,10 +45,12 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     metavar="JSON",
     help="{image: text}, as rcmed data describe writes it",
   )
-  parser.add_argument("--processes", type=_positive, default=os.cpu_count())
+  parser.add_argument(
+    "--processes", type=data_sources.positive, default=os.cpu_count()
+  )
   parser.add_argument(
     "--shard-units",
-    type=_positive,
+    type=data_sources.positive,
     default=build.SHARD_UNITS,
     help="images or volumes a shard (default: %(default)s)",
   )
@@ -145,12 +147,7 @@ def _settings(
   Raises:
     ValueError: ids would differ, for want of a key.
   """
-  secret = any(_has_patients(source) for _, _, source in opened)
-  if secret and not (args.pseudonym_key or args.keep_identifiers):
-    raise ValueError(
-      "a build of DICOM files needs --pseudonym-key=FILE, so that patients "
-      "have the same pseudonyms when it goes on; a new file is made."
-    )
+  data_sources.require_key(args, [source for _, _, source in opened])
   settings = {
     name: value for name, value in vars(args).items() if name not in _HOW
   }
@@ -167,21 +164,9 @@ def _settings(
   return settings
 
 
-def _has_patients(source: Source) -> bool:
-  return type(source).__module__.rpartition(".")[2].startswith("dicom")
-
-
 def _identity(path: pathlib.Path) -> list[int] | None:
   """Size and time of a file; a folder's units are compared instead."""
   if not path.is_file():
     return None
   told = path.stat()
   return [told.st_size, told.st_mtime_ns]
-
-
-def _positive(text: str) -> int:
-  if not text.isdecimal() or not int(text):
-    raise argparse.ArgumentTypeError(
-      f"expected a whole number from 1 on, received {text!r}"
-    )
-  return int(text)

@@ -13,7 +13,6 @@ from rcmed_jax.data import files
 from rcmed_jax.data.checks import Quarantine
 from rcmed_jax.ingest.describing import asking, describe, endpoint
 from rcmed_jax.ingest.describing.replies import Replies
-from rcmed_jax.ingest.sources import Source
 
 # Where keys are accepted and needed when no address is given.
 OPENAI_URL = "https://api.openai.com/v1"
@@ -53,7 +52,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
   )
   parser.add_argument(
     "--processes",
-    type=_positive,
+    type=data_sources.positive,
     default=os.cpu_count() or 1,
     help="of the built-in describer (default: %(default)s)",
   )
@@ -66,13 +65,7 @@ def run(args: argparse.Namespace) -> int:
   if files.is_remote(args.out):
     raise ValueError(f"--out {args.out}: descriptions are written to a disk.")
   sources = [source for _, _, source in data_sources.open_all(args)]
-  if any(map(_has_patients, sources)) and not (
-    args.pseudonym_key or args.keep_identifiers
-  ):
-    raise ValueError(
-      "descriptions of DICOM files need --pseudonym-key=FILE, the same that a "
-      "build gets, so that images keep their names; a new file is made."
-    )
+  data_sources.require_key(args, sources)
   faults_path = args.out.with_suffix(".faults.jsonl")
   wish = describe.Wish(
     args.detail, args.limit, args.attempts, args.fallback == "geometry"
@@ -107,16 +100,19 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
   group.add_argument(
     "--rate", type=float, default=0.0, metavar="N", help="requests a minute"
   )
-  group.add_argument("--concurrency", type=_positive, default=4)
+  group.add_argument("--concurrency", type=data_sources.positive, default=4)
   group.add_argument(
     "--timeout", type=float, default=120.0, help="seconds for one answer"
   )
   group.add_argument(
-    "--max-tokens", type=_positive, default=1024, help="of one answer"
+    "--max-tokens",
+    type=data_sources.positive,
+    default=1024,
+    help="of one answer",
   )
   group.add_argument(
     "--attempts",
-    type=_positive,
+    type=data_sources.positive,
     default=3,
     help="answers about one picture, the rejected included",
   )
@@ -290,19 +286,8 @@ def _is_local(url: str) -> bool:
   )
 
 
-def _has_patients(source: Source) -> bool:
-  return type(source).__module__.rpartition(".")[2].startswith("dicom")
-
-
 def _count(text: str) -> int:
   value = int(text)
   if value < 0:
     raise argparse.ArgumentTypeError(f"expected 0 or more, received {text}")
-  return value
-
-
-def _positive(text: str) -> int:
-  value = int(text)
-  if value < 1:
-    raise argparse.ArgumentTypeError(f"expected 1 or more, received {text}")
   return value

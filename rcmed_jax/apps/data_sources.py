@@ -4,6 +4,7 @@
 """
 
 import argparse
+from collections.abc import Sequence
 import glob
 import os
 import pathlib
@@ -13,6 +14,7 @@ import secrets
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.ingest import formats, sources
 from rcmed_jax.ingest.building import built
+from rcmed_jax.ingest.sources import Source
 
 # Of sources that are given without one.
 SPLIT = "train"
@@ -21,6 +23,9 @@ SPLIT = "train"
 SPLIT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 KEY_BYTES = 32
+
+# Where sources with patients' names in them come from.
+_DICOM = "rcmed_jax.ingest.dicom."
 
 # What people call the three planes.
 AXES = ("axial", "coronal", "sagittal")
@@ -82,6 +87,30 @@ def open_all(
       source = formats.open_source(path, options, args.format)
       found.append((split, path, source))
   return found
+
+
+def require_key(args: argparse.Namespace, told: Sequence[Source]) -> None:
+  """Refuses pseudonyms that would be others next time.
+
+  Raises:
+    ValueError: there are DICOM files, and neither a key nor leave to name
+      patients.
+  """
+  secret = any(type(one).__module__.startswith(_DICOM) for one in told)
+  if secret and not (args.pseudonym_key or args.keep_identifiers):
+    raise ValueError(
+      "DICOM files need --pseudonym-key=FILE here, so that images and patients "
+      "have the same pseudonyms another time; a new file is made."
+    )
+
+
+def positive(text: str) -> int:
+  """A whole number from 1 on, for argparse."""
+  if not text.isdecimal() or not int(text):
+    raise argparse.ArgumentTypeError(
+      f"expected a whole number from 1 on, received {text!r}"
+    )
+  return int(text)
 
 
 def _add_volume_arguments(parser: argparse.ArgumentParser) -> None:
