@@ -94,7 +94,10 @@ def run(args: argparse.Namespace) -> int:
   )
   if totals.faults:
     quarantine = files.absolute(args.out) / manifest.QUARANTINE
-    print(f"build: {totals.faults} faults in {quarantine}")
+    print(
+      f"build: {totals.faults} faults and slices left out are listed in "
+      f"{quarantine}"
+    )
   return 0 if totals.triplets else 1
 
 

@@ -54,7 +54,7 @@ def read(path: str | pathlib.Path) -> np.ndarray:
     raise _unreadable(path, "image", "its pixels cannot be decoded")
   if image_IJC.dtype not in (np.uint8, np.uint16):
     raise _unreadable(path, "image", NO_RANGE)
-  return eight_bits(image_IJC)[..., ::-1].copy()
+  return cv2.cvtColor(eight_bits(image_IJC), cv2.COLOR_BGR2RGB)
 
 
 def eight_bits(values: np.ndarray) -> np.ndarray:
