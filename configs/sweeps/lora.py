@@ -13,7 +13,7 @@ frozen. alpha is the rank, so that the scale of the updates stays. The baseline
 is rank 16, the release's, or none in the toy, whose frozen layers are random:
 it shows that the sweep works, not what rank to take.
 
-Hardware: `:tiny`, 2 CPU cores and 4 GB, about 18 minutes for 12 runs of drawn
+Hardware: `:tiny`, 2 CPU cores and 4 GB, about 15 minutes for 12 runs of drawn
 images, a toy model from nothing. The 7B: 8 accelerators of 80 GB, 2 hours for
 each of 12 runs at the release's 86.2 images/s on 40, in turn or as an array
 (--emit); not run here.

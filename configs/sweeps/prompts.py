@@ -12,7 +12,7 @@ What for: how much to train on open questions and how much on questions by name,
 and what share of absent classes teaches to reject them. The three weights are
 of: describe the image; all its targets by name; some of them by name.
 
-Hardware: `:tiny`, 2 CPU cores and 4 GB, about 25 minutes for 15 runs of drawn
+Hardware: `:tiny`, 2 CPU cores and 4 GB, about 20 minutes for 15 runs of drawn
 images, a toy model from nothing. The 7B: 8 accelerators of 80 GB, 2 hours for
 each of 15 runs at the release's 86.2 images/s on 40, in turn or as an array
 (--emit); not run here.
