@@ -18,6 +18,7 @@ COMMANDS = {
   "data": "make and check data; `rcmed data phantom` draws a data set",
   "train": "train or fine-tune from a config",
   "evaluate": "score a trained model and write its report",
+  "sweep": "train and score the cells of an ablation, seed by seed",
   "compare": "whether one evaluated run is better than another",
   "predict": "ask a trained model about one image",
   "adapt": "teach a new class from examples, without training",

@@ -113,9 +113,7 @@ def available() -> list[str]:
   names = set()
   for root in _roots():
     folder = root / "configs"
-    names |= {
-      path.relative_to(root).as_posix() for path in folder.rglob("*.py")
-    }
+    names |= {path.relative_to(root).as_posix() for path in folder.glob("*.py")}
   return sorted(names)
 
 

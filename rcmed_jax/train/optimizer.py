@@ -29,14 +29,18 @@ MUON_MOMENTUM = 0.95
 MUON_RMS = 0.2
 
 _VOCABULARY = nnx.Any(nnx.PathContains("embedding"), nnx.PathContains("head"))
+_ENCODER = nnx.PathContains("image_encoder")
+_RELEASE = nnx.Any(
+  lora.Lora,
+  nnx.All(
+    nnx.Param, nnx.Any(nnx.Not(nnx.PathContains("language")), _VOCABULARY)
+  ),
+)
 _FILTERS: dict[str, nnx.filterlib.Filter] = {
   "all": nnx.Param,
-  "release": nnx.Any(
-    lora.Lora,
-    nnx.All(
-      nnx.Param, nnx.Any(nnx.Not(nnx.PathContains("language")), _VOCABULARY)
-    ),
-  ),
+  "all_but_encoder": nnx.All(nnx.Param, nnx.Not(_ENCODER)),
+  "release": _RELEASE,
+  "release_but_encoder": nnx.All(_RELEASE, nnx.Not(_ENCODER)),
   "lora": lora.Lora,
 }
 
@@ -54,7 +58,7 @@ class OptimizerConfig:
   b2: float = 0.999
   eps: float = 1e-8
   clip_norm: float = 1.0  # of all gradients together
-  trainable: str = "all"  # or "release" or "lora": `trainable_filter`
+  trainable: str = "all"  # or "release", "lora", ...: `trainable_filter`
   frozen_dtype: str = "bfloat16"  # in which frozen weights are held
   # "sharded" like what trains, or "replicated": whole on every device but for
   # tensor parallelism. 13.5 GB of the 7B, never gathered again.
@@ -173,10 +177,12 @@ def matrices(params: Any) -> Any:
 def trainable_filter(trainable: str) -> nnx.filterlib.Filter:
   """An nnx filter, true for the variables that train.
 
-    all      every parameter
-    release  every parameter but the language model's own layers and final
-             norm, where low-rank updates train
-    lora     low-rank updates alone
+    all                  every parameter
+    all_but_encoder      the same without the image encoder
+    release              every parameter but the language model's own layers
+                         and final norm, where low-rank updates train
+    release_but_encoder  the same without the image encoder
+    lora                 low-rank updates alone
 
   Constants of a checkpoint (`nnx.Variable`, no `nnx.Param`) never train.
   """

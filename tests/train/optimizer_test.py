@@ -156,3 +156,18 @@ def test_all_and_lora(trainable):
   else:
     names = {path[-1] for path, _ in nnx.to_flat_state(trained)}
     assert names == {"down", "up"}
+
+
+@pytest.mark.parametrize("trainable", ["all", "release"])
+def test_frozen_encoder_is_all_that_does_not_train(trainable):
+  config = toy.model_config(lora_rank=2)
+  model = nnx.eval_shape(lambda: rcmed.RCMed(config, rngs=nnx.Rngs(0)))
+
+  def trained(name):
+    state, _ = nnx.state(model, optimizers.trainable_filter(name), ...)
+    return {path for path, _ in nnx.to_flat_state(state)}
+
+  whole, part = trained(trainable), trained(f"{trainable}_but_encoder")
+  assert part < whole
+  assert {path[0] for path in whole - part} == {"image_encoder"}
+  assert "image_encoder" not in {path[0] for path in part}
