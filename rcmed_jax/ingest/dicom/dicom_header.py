@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rcmed_jax.data import extras
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.ingest.volumes import volumes
 
@@ -89,13 +90,7 @@ class Header:
 
 def pydicom() -> types.ModuleType:
   """The package, or what to install."""
-  try:
-    import pydicom
-  except ImportError as error:
-    raise ImportError(
-      'DICOM files need pydicom: pip install "rcmed-jax[dicom]"'
-    ) from error
-  return pydicom
+  return extras.load("pydicom", "DICOM files", "dicom")
 
 
 def open_file(path: pathlib.Path, where: str, *, pixels: bool) -> Any:

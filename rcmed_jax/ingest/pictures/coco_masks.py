@@ -1,19 +1,17 @@
 """Regions of COCO's annotations as masks: polygons, and runs in two forms."""
 
 from collections.abc import Sequence
-import importlib
 import math
 from typing import Any
 
 import numpy as np
 
+from rcmed_jax.data import extras
 from rcmed_jax.ingest.pictures import rle
 
 # A polygon may reach this far beyond the image, in sides of it: tools draw over
 # the edge. Further out is an accident, and takes memory to draw.
 BEYOND = 1.0
-
-EXTRA = 'pip install "rcmed-jax[dicom]"'
 
 
 def decode(region: Any, shape: tuple[int, int]) -> np.ndarray:
@@ -66,12 +64,7 @@ def _polygon(one: Any, shape: tuple[int, int]) -> list[float]:
 def _polygons(
   polygons: Sequence[list[float]], shape: tuple[int, int]
 ) -> np.ndarray:
-  try:
-    # By COCO's own library: where an edge falls on a pixel is its to say.
-    drawn = importlib.import_module("pycocotools.mask")
-  except ImportError as error:
-    raise ImportError(
-      f"Polygons of COCO are drawn by pycocotools: {EXTRA}"
-    ) from error
+  # By COCO's own library: where an edge falls on a pixel is its to say.
+  drawn = extras.load("pycocotools.mask", "Polygons of COCO", "dicom")
   runs = drawn.merge(drawn.frPyObjects(list(polygons), *shape))
   return rle.decode(rle.runs_of(runs["counts"].decode("ascii")), shape)

@@ -6,7 +6,6 @@ limit.
 """
 
 import dataclasses
-import importlib
 import pathlib
 import struct
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ import zlib
 import cv2
 import numpy as np
 
+from rcmed_jax.data import extras
 from rcmed_jax.data.checks import DataError
 
 # 750 MB as RGB. What is decoded whole may be no larger.
@@ -141,12 +141,7 @@ class _Tiff:
   """A TIFF's first page."""
 
   def __init__(self, path: pathlib.Path, field: str):
-    try:
-      tifffile = importlib.import_module("tifffile")
-    except ImportError as error:
-      raise ImportError(
-        'Slides need tifffile: pip install "rcmed-jax[dicom]"'
-      ) from error
+    tifffile = extras.load("tifffile", "Slides", "dicom")
     self._path, self._field = path, field
     self._file: Any = None
     try:

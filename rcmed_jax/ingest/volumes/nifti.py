@@ -16,6 +16,7 @@ import zlib
 
 import numpy as np
 
+from rcmed_jax.data import extras
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.ingest import sources
 from rcmed_jax.ingest.volumes import geometry, pairs, volumes
@@ -51,7 +52,7 @@ def read(path: pathlib.Path, field: str) -> pairs.Stored:
     DataError: it is none, it breaks off, it is larger than `volumes.MAX_BYTES`
       unpacked, or it has more than three axes.
   """
-  nibabel = _nibabel()
+  nibabel = extras.load("nibabel", "NIfTI files", "dicom")
   # What nibabel raises of files that are none, and of damaged ones.
   damaged = (
     nibabel.filebasedimages.ImageFileError,
@@ -78,16 +79,6 @@ def read(path: pathlib.Path, field: str) -> pairs.Stored:
       f"this is no sound NIfTI volume ({type(error).__name__}: {error})",
       "Get the file again, or leave it out",
     ) from error
-
-
-def _nibabel() -> types.ModuleType:
-  try:
-    import nibabel
-  except ImportError as error:
-    raise ImportError(
-      'NIfTI files need nibabel: pip install "rcmed-jax[dicom]"'
-    ) from error
-  return nibabel
 
 
 @contextlib.contextmanager

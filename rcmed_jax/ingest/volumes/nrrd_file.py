@@ -14,6 +14,7 @@ import zlib
 
 import numpy as np
 
+from rcmed_jax.data import extras
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.ingest import sources
 from rcmed_jax.ingest.volumes import geometry, pairs, volumes
@@ -75,7 +76,7 @@ def read(path: pathlib.Path, field: str) -> pairs.Stored:
     DataError: it is none, it breaks off, it is larger than `volumes.MAX_BYTES`
       unpacked, it has more than three axes, or does not say where they point.
   """
-  nrrd = _nrrd()
+  nrrd = extras.load("nrrd", "NRRD files", "dicom")
   damaged = (
     nrrd.NRRDError,
     OSError,
@@ -101,16 +102,6 @@ def read(path: pathlib.Path, field: str) -> pairs.Stored:
       f"this is no sound NRRD volume ({type(error).__name__}: {error})",
       "Get the file again, or leave it out",
     ) from error
-
-
-def _nrrd() -> types.ModuleType:
-  try:
-    import nrrd
-  except ImportError as error:
-    raise ImportError(
-      'NRRD files need pynrrd: pip install "rcmed-jax[dicom]"'
-    ) from error
-  return nrrd
 
 
 def _read(
