@@ -106,7 +106,8 @@ def resized(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def constrain(values: jax.Array, *names: str) -> jax.Array:
   """The same values, placed by the table if a mesh is in scope.
 
-  An axis that the mesh does not divide, such as a batch of one, stays whole.
+  Where devices already work apart, each on its own values, they stay there. An
+  axis that the mesh does not divide, such as a batch of one, stays whole.
 
   Args:
     values: an activation.
@@ -121,7 +122,7 @@ def constrain(values: jax.Array, *names: str) -> jax.Array:
       f"are {names}; give one an axis."
     )
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
+  if mesh.empty or mesh.manual_axes:
     return values
   spec = _partition("activation", names, values.shape, mesh, [])
   return jax.lax.with_sharding_constraint(values, spec)

@@ -64,7 +64,7 @@ def assistant(world, devices):
     tokenizer,
     image_size=toy.IMAGE_SIZE,
     lengths=LENGTHS,
-    rows=4,
+    rows=8,
     max_new=8,
     max_targets=2,
   )
