@@ -52,8 +52,9 @@ def calibration(summary: Summary) -> str:
       "the image. Honest ones lie on the diagonal; risk falls where only "
       "confident masks are taken."
     )
-    + f'<div class="charts">{reliability}{risk}</div>'
+    + f'<div class="charts">{reliability}{risk}'
     + tables.plain(["Measure", "Value"], measures)
+    + "</div>"
   )
 
 
