@@ -77,7 +77,16 @@ def load_assistant(
   if in_int8:
     int8.quantize(model)
   known = [new_classes.load(path) for path in classes]
-  return make_assistant(model, tokenizer, told, rows=rows, classes=known)
+  return make_assistant(
+    model,
+    tokenizer,
+    told,
+    rows=rows,
+    classes=known,
+    calibrate=_calibration(fitted or workdir / TEMPERATURE)
+    if calibrated
+    else float,
+  )
 
 
 def _placed(model: rcmed.RCMed, mesh: jax.sharding.Mesh) -> rcmed.RCMed:

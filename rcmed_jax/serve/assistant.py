@@ -87,6 +87,7 @@ class Assistant:
 
   Attributes:
     rows: requests that all devices answer together.
+    calibrate: as given.
 
   Raises:
     ValueError: a new class was made with other weights.
@@ -111,7 +112,7 @@ class Assistant:
     self._image_size = image_size
     self._lengths = lengths
     self._present_quality = present_quality
-    self._calibrate = calibrate
+    self.calibrate = calibrate
     self._classes = tuple(classes)
     for one in self._classes:
       self._require_own(one)
@@ -392,5 +393,5 @@ class Assistant:
     else:
       held = (1 / (1 + np.exp(-logits_IJ[mask_IJ].astype(np.float64)))).mean()
     box = images.box(mask_IJ)
-    confidence = self._calibrate(spoken * float(held))
+    confidence = self.calibrate(spoken * float(held))
     return Found(name, True, mask_IJ, box, confidence)

@@ -9,6 +9,7 @@ import pytest
 
 from rcmed_jax import cli
 from rcmed_jax.apps import answering, settings
+from rcmed_jax.eval import temperature
 from rcmed_jax.serve.assistant import Question
 
 # Eight virtual devices share a batch of eight.
@@ -146,3 +147,16 @@ def test_answers_do_not_depend_on_company_or_padding(run, assistant):
     for target in answer.targets:
       if target.mask_IJ is not None:
         assert target.mask_IJ.shape == question.image_IJC.shape[:2]
+
+
+def test_confidences_get_the_temperature_of_their_run(run, tmp_path):
+  """0.9 has a logit of log 9, half of which is that of 0.75."""
+  path = tmp_path / answering.TEMPERATURE
+  temperature.save(path, temperature.Temperature(2.0, "validation", 20, 1, 1))
+  told = dict(rows=2, fitted=path)
+  assert answering.load_assistant(run, **told).calibrate(0.9) == (
+    pytest.approx(0.75)
+  )
+  plain = answering.load_assistant(run, **told, calibrated=False)
+  assert plain.calibrate(0.9) == 0.9
+  assert answering.load_assistant(run, rows=2).calibrate(0.9) == 0.9
