@@ -1,0 +1,294 @@
+"""Many jobs of `rcmed predict`, and the manifest of what became of them.
+
+  OUT/manifest.json      counts, and image, prompt, folder, state of each job
+  OUT/NAME/              the answer of a job, see `predict_one`
+
+A job is waiting, done, failed or skipped; their counts add up to all. NAME is
+the place of the file below the folder, or what the jobs file says; of DICOM it
+is a number, since exports are named after patients. The manifest alone tells
+which file that was, and keeps the number when the run is taken up again: it is
+as confidential as the names of the files.
+"""
+
+from collections.abc import Callable, Sequence
+import csv
+import dataclasses
+import io
+import json
+import pathlib
+import re
+import time
+from typing import Any
+
+import tqdm
+
+from rcmed_jax.apps import predict_one
+from rcmed_jax.ingest.dicom import dicom
+from rcmed_jax.serve import scans
+from rcmed_jax.serve.assistant import Assistant
+
+MANIFEST = "manifest.json"
+STATES = ("waiting", "done", "failed", "skipped")
+COLUMNS = ("image", "prompt", "name", "axis", "window", "modality")
+
+# Seconds between manifests: of 10,000 jobs one has some 2 MB.
+_EVERY_S = 5.0
+
+# A job's folder: nothing that leads out of OUT, or that a shell lists late.
+_NAME = re.compile(r"(?!\.)[\w.+-]+(?: [\w.+-]+)*")
+_NUMBERED = re.compile(r"dicom-(\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """An image, what is asked about it, and where the answer goes."""
+
+  image: pathlib.Path
+  asked: predict_one.Asked
+  name: str  # of its folder, below OUT
+  fault: str = ""  # what is wrong with it, before it began
+
+
+@dataclasses.dataclass
+class State:
+  """What became of all jobs. It is what the manifest holds."""
+
+  entries: list[dict[str, Any]]
+  written: float = 0.0
+
+  def counts(self) -> dict[str, int]:
+    """How many jobs there are, and how many of each state."""
+    found = [entry["state"] for entry in self.entries]
+    return {"jobs": len(found)} | {name: found.count(name) for name in STATES}
+
+  def write(self, out: pathlib.Path) -> None:
+    """Writes the manifest."""
+    values = {"counts": self.counts(), "jobs": self.entries}
+    predict_one.write_json(out / MANIFEST, values)
+    self.written = time.monotonic()
+
+
+def is_one(image: pathlib.Path | None, pattern: str) -> bool:
+  """Whether an image is asked about alone, and not a folder of them."""
+  if image is None or pattern:
+    return False
+  return not image.is_dir() or dicom.matches(image) and not _parted(image)
+
+
+def find(
+  image: pathlib.Path | None,
+  pattern: str,
+  listed: pathlib.Path | None,
+  asked: predict_one.Asked,
+  *,
+  out: pathlib.Path,
+) -> list[Job]:
+  """All jobs of a folder or of a jobs file, in the order of names or lines.
+
+  Args:
+    image: the folder.
+    pattern: of files and folders below it; "": all in it.
+    listed: the jobs file; None: the folder's.
+    asked: what a job does not say of itself.
+    out: where a manifest of an earlier run may lie.
+
+  Raises:
+    ValueError: there is no job, or the jobs file is none.
+  """
+  numbers = _Numbers(out)
+  if listed is not None:
+    jobs = _listed(listed, asked, numbers)
+  elif image is not None and image.is_dir():
+    jobs = [
+      Job(path, asked, numbers.name(path, path.relative_to(image).as_posix()))
+      for path in sorted(image.glob(pattern or "*"))
+      if _wanted(path, image, out)
+    ]
+  else:
+    raise ValueError(f"{image}: --pattern is of a folder; there is none.")
+  if not jobs:
+    raise ValueError(
+      f"{listed or image} holds no job; correct the path or the --pattern."
+    )
+  names = [job.name for job in jobs]
+  twice = sorted({name for name in names if names.count(name) > 1})
+  if twice:
+    raise ValueError(
+      f"{listed}: {len(twice)} names are those of several jobs, such as "
+      f"{twice[0]!r}; give each job another name."
+    )
+  return jobs
+
+
+def run(
+  jobs: Sequence[Job],
+  load: Callable[[], Assistant],
+  out: pathlib.Path,
+  *,
+  skip: bool,
+) -> State:
+  """What became of the jobs. One that fails does not stop the others.
+
+  Args:
+    load: makes the assistant, when the first job needs it.
+    skip: whether jobs whose answer is there are left out.
+  """
+  out.mkdir(parents=True, exist_ok=True)
+  state = State(
+    [
+      {
+        "image": str(job.image),
+        "prompt": job.asked.prompt,
+        "out": job.name,
+        "state": "waiting",
+      }
+      for job in jobs
+    ]
+  )
+  state.write(out)
+  assistant = None
+  try:
+    with tqdm.tqdm(
+      desc="predict", total=len(jobs), unit="job", mininterval=2
+    ) as bar:
+      for job, entry in zip(jobs, state.entries, strict=True):
+        if skip and predict_one.is_done(out / job.name, job.asked):
+          entry["state"] = "skipped"
+        else:
+          assistant = assistant or load()
+          _run_one(job, assistant, out / job.name, entry)
+        counts = state.counts()
+        bar.set_postfix(failed=counts["failed"], refresh=False)
+        bar.update()
+        if time.monotonic() - state.written > _EVERY_S:
+          state.write(out)
+  finally:
+    state.write(out)
+  return state
+
+
+def _run_one(
+  job: Job, assistant: Assistant, out: pathlib.Path, entry: dict[str, Any]
+) -> None:
+  start = time.monotonic()
+  try:
+    if job.fault:
+      raise ValueError(job.fault)
+    scan = scans.open_scan(job.image, job.asked.prompt, job.asked.looking)
+    shown = predict_one.shown(job.image, scan)
+    predict_one.answer(assistant, scan, job.asked, out, shown=shown)
+    entry["state"] = "done"
+  except (ValueError, OSError, ImportError, NotImplementedError) as error:
+    # What the command itself would have ended with, of this job alone.
+    entry |= {"state": "failed", "reason": str(error)}
+  entry["seconds"] = round(time.monotonic() - start, 3)
+
+
+class _Numbers:
+  """Names of jobs: of DICOM, numbers that an earlier manifest gave."""
+
+  def __init__(self, out: pathlib.Path):
+    try:
+      held = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+      self._known = {
+        entry["image"]: entry["out"]
+        for entry in held["jobs"]
+        if _NUMBERED.fullmatch(entry["out"])
+      }
+    except (OSError, ValueError, KeyError, TypeError):
+      self._known = {}
+    taken = [int(name.partition("-")[2]) for name in self._known.values()]
+    self._last = max(taken, default=0)
+
+  def name(self, path: pathlib.Path, otherwise: str) -> str:
+    """The name of a job, `otherwise` unless it is of DICOM."""
+    if not path.exists() or not dicom.matches(path):
+      return otherwise
+    if str(path) not in self._known:
+      self._last += 1
+      self._known[str(path)] = f"dicom-{self._last:04d}"
+    return self._known[str(path)]
+
+
+def _wanted(path: pathlib.Path, root: pathlib.Path, out: pathlib.Path) -> bool:
+  """Files, and folders of DICOM; nothing hidden, and no answer of ours."""
+  inside = path.relative_to(root).parts
+  if not inside or any(part.startswith(".") for part in inside):
+    return False
+  if path.resolve().is_relative_to(out.resolve()):
+    return False
+  return path.is_file() or dicom.matches(path)
+
+
+def _parted(folder: pathlib.Path) -> bool:
+  """Whether DICOM lies in folders below and not in the folder itself."""
+  return not any(path.is_file() for path in folder.iterdir())
+
+
+def _listed(
+  path: pathlib.Path, asked: predict_one.Asked, numbers: _Numbers
+) -> list[Job]:
+  jobs = []
+  for number, row in enumerate(_rows(path), 1):
+    where = f"{path}: job {number}"
+    wrong = sorted(set(row) - set(COLUMNS))
+    if wrong:
+      raise ValueError(
+        f"{where}: {', '.join(map(repr, wrong))} is none of "
+        f"{', '.join(COLUMNS)}."
+      )
+    if not row.get("image"):
+      raise ValueError(f"{where}: it has no image; give its path.")
+    image = path.parent / row["image"]
+    name = row.get("name") or numbers.name(image, image.name)
+    if not _NAME.fullmatch(name):
+      raise ValueError(
+        f"{where}: {name!r} names no folder; use letters, digits, - and _."
+      )
+    jobs.append(_job(image, name, row, asked))
+  return jobs
+
+
+def _job(
+  image: pathlib.Path,
+  name: str,
+  row: dict[str, str],
+  asked: predict_one.Asked,
+) -> Job:
+  own = {
+    key: row[key] for key in ("axis", "window", "modality") if row.get(key)
+  }
+  fault = ""
+  try:
+    looking = dataclasses.replace(asked.looking, **own)
+  except ValueError as error:
+    looking, fault = asked.looking, str(error)
+  prompt = row.get("prompt") or asked.prompt
+  if not prompt:
+    fault = "it has no prompt; give its own, or --prompt for all"
+  asked = dataclasses.replace(asked, prompt=prompt, looking=looking)
+  return Job(image, asked, name, fault)
+
+
+def _rows(path: pathlib.Path) -> list[dict[str, str]]:
+  """The lines of a jobs file as text.
+
+  Raises:
+    ValueError: it is neither a JSON list of objects nor CSV.
+  """
+  text = path.read_text(encoding="utf-8-sig")
+  if path.suffix.lower() == ".csv":
+    rows = list(csv.DictReader(io.StringIO(text), strict=True))
+  else:
+    rows = json.loads(text)
+  sound = isinstance(rows, list) and all(
+    isinstance(row, dict)
+    and all(isinstance(word, str) for pair in row.items() for word in pair)
+    for row in rows
+  )
+  if not sound:
+    raise ValueError(
+      f"{path} is no list of jobs; expected [{{image, prompt}}, ...] in JSON, "
+      "or CSV whose lines have as many cells as its first."
+    )
+  return rows

@@ -1,0 +1,230 @@
+"""One job of `rcmed predict`: what is asked, and the files of its answer.
+
+  answer.json            text, targets, modality; of volumes also timings
+  overlay.png            of a picture
+  mask-N-NAME.png        target N of a picture
+  mask-N-NAME.nii.gz     of a NIfTI volume, on its grid
+  labels.nii.gz          all of them, N + 1 in voxels of N, if none overlap
+  segmentation.dcm       of a DICOM series, a segment a target
+  overlay-N-NAME.png     of a volume, the slice that shows most of target N
+
+`answer.json` is written last: where it lies, the answer is whole. It says
+nothing of whom a DICOM image is of, nor where its file lay. That of a picture
+has no timings, so that the same answer makes the same file.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from typing import Any
+
+import cv2
+import numpy as np
+
+from rcmed_jax.eval import overlays
+from rcmed_jax.serve import (
+  cleanup,
+  dicom_seg_out,
+  nifti_out,
+  scans,
+  volumes,
+)
+from rcmed_jax.serve.assistant import Answer, Assistant
+
+ANSWER = "answer.json"
+SEGMENTATION = "segmentation.dcm"
+LABELS = "labels.nii.gz"
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """What is asked, and how a volume is looked at."""
+
+  prompt: str
+  describe: bool = False
+  looking: scans.Looking = dataclasses.field(default_factory=scans.Looking)
+  cleanup: cleanup.Cleanup = dataclasses.field(default_factory=cleanup.Cleanup)
+
+
+def shown(image: pathlib.Path, scan: scans.Scan) -> str:
+  """How `answer.json` names an image: paths of DICOM files name patients."""
+  return "dicom" if scan.kind == "dicom" else str(image)
+
+
+def is_done(out: pathlib.Path, asked: Asked) -> bool:
+  """Whether the folder holds the answer to the same question."""
+  try:
+    held = json.loads((out / ANSWER).read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return False
+  if not isinstance(held, dict) or held.get("prompt") != asked.prompt:
+    return False
+  return "options" not in held or held["options"] == _options(asked)
+
+
+def answer(
+  assistant: Assistant,
+  scan: scans.Scan,
+  asked: Asked,
+  out: pathlib.Path,
+  *,
+  shown: str,
+  on_slice: Callable[[], Any] = lambda: None,
+) -> dict[str, Any]:
+  """What `answer.json` says; it and the masks lie in `out` then.
+
+  Args:
+    shown: how the file names the image.
+    on_slice: called after each slice of a volume.
+
+  Raises:
+    DataError: the scan cannot be read to its end.
+    ValueError: as `Assistant.stream` and `cleanup.clean`.
+  """
+  if scan.kind == "picture":
+    (image_IJC,) = scan.pictures()
+    said = assistant.ask(image_IJC, asked.prompt, describe=asked.describe)
+    _begin(out)
+    entries = _write_picture(out, image_IJC, said)
+    more: dict[str, Any] = {}
+  else:
+    said = volumes.answer(
+      assistant,
+      scan,
+      asked.prompt,
+      describe=asked.describe,
+      cleanup=asked.cleanup,
+      on_slice=on_slice,
+    )
+    _begin(out)
+    entries = _write_volume(out, scan, said)
+    more = _of_volume(out, scan, said, asked)
+  answered = {
+    "image": shown,
+    "prompt": asked.prompt,
+    "text": said.text,
+    "modality": said.modality,
+    "targets": entries,
+    **more,
+  }
+  write_json(out / ANSWER, answered)
+  return answered
+
+
+def write_json(path: pathlib.Path, values: Any) -> None:
+  """Writes a file that is whole, or the one before, at any moment."""
+  new = path.with_name(f"{path.name}.new")
+  new.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+  os.replace(new, path)
+
+
+def _begin(out: pathlib.Path) -> None:
+  """A folder without an answer: nothing of an earlier one may be left."""
+  out.mkdir(parents=True, exist_ok=True)
+  (out / ANSWER).unlink(missing_ok=True)
+  for kind in ("mask-*", "overlay*.png", LABELS, SEGMENTATION):
+    for path in out.glob(kind):
+      path.unlink()
+
+
+def _write_picture(
+  out: pathlib.Path, image_IJC: np.ndarray, said: Answer
+) -> list[dict[str, Any]]:
+  entries = []
+  masks = []
+  for number, target in enumerate(said.targets):
+    entry: dict[str, Any] = {
+      "class": target.name,
+      "present": target.present,
+      "confidence": round(target.confidence, 4),
+      "box_xyxy": target.box,
+      "mask": None,
+    }
+    if target.present and target.mask_IJ is not None:
+      entry["mask"] = f"mask-{number}-{_safe(target.name)}.png"
+      _save(out / entry["mask"], target.mask_IJ.astype(np.uint8) * 255)
+      masks.append(target.mask_IJ)
+    entries.append(entry)
+  _save(out / "overlay.png", overlays.painted(image_IJC, masks)[..., ::-1])
+  return entries
+
+
+def _write_volume(
+  out: pathlib.Path, scan: scans.Scan, said: volumes.VolumeAnswer
+) -> list[dict[str, Any]]:
+  pictures = scan.some(
+    {target.shown for target in said.targets if target.shown is not None}
+  )
+  entries = []
+  segments = []
+  for number, target in enumerate(said.targets):
+    entry: dict[str, Any] = {
+      "class": target.name,
+      "present": target.present,
+      "confidence": round(target.confidence, 4),
+      "box_voxels": target.box,
+      "ml": None if target.ml is None else round(target.ml, 4),
+      "mask": None,
+    }
+    if target.mask is not None and target.shown is not None:
+      end = f"{number}-{_safe(target.name)}"
+      if scan.kind == "nifti":
+        entry["mask"] = f"mask-{end}.nii.gz"
+        nifti_out.write(out / entry["mask"], target.mask, scan.path)
+      else:
+        segments.append((target.name, target.mask))
+        entry |= {"mask": SEGMENTATION, "segment": len(segments)}
+      entry["overlay"] = f"overlay-{end}.png"
+      mask_IJ = scan.view.picture(target.mask, target.shown)
+      painted_IJC = overlays.painted(
+        pictures[target.shown], [np.ascontiguousarray(mask_IJ)]
+      )
+      _save(out / entry["overlay"], painted_IJC[..., ::-1])
+    entries.append(entry)
+  if segments:
+    dicom_seg_out.write(out / SEGMENTATION, segments, scan.files, scan.order)
+  return entries
+
+
+def _of_volume(
+  out: pathlib.Path,
+  scan: scans.Scan,
+  said: volumes.VolumeAnswer,
+  asked: Asked,
+) -> dict[str, Any]:
+  """What `answer.json` says of volumes alone."""
+  labels = None
+  if scan.kind == "nifti":
+    labels = volumes.label_map(said.targets)
+  if labels is not None:
+    nifti_out.write(out / LABELS, labels, scan.path)
+  return {
+    "labels": None if labels is None else LABELS,
+    "texts": [{"text": text, "slices": count} for text, count in said.said],
+    "options": _options(asked),
+    "timings": {
+      "slices": said.slices,
+      "seconds": round(said.seconds, 3),
+      "seconds_per_slice": round(said.seconds / said.slices, 4),
+    },
+  }
+
+
+def _options(asked: Asked) -> dict[str, Any]:
+  return {
+    "describe": asked.describe,
+    **dataclasses.asdict(asked.looking),
+    **dataclasses.asdict(asked.cleanup),
+  }
+
+
+def _safe(name: str) -> str:
+  return re.sub(r"[^\w-]+", "_", name) or "unnamed"
+
+
+def _save(path: pathlib.Path, values: np.ndarray) -> None:
+  if not cv2.imwrite(str(path), values):
+    raise OSError(f"{path} could not be written; is the disk full?")
