@@ -36,6 +36,7 @@ _EVERY_S = 5.0
 
 # A job's folder: nothing that leads out of OUT, or that a shell lists late.
 _NAME = re.compile(r"(?!\.)[\w.+-]+(?: [\w.+-]+)*")
+_UNNAMED = re.compile(r"[^\w.+-]+")
 _NUMBERED = re.compile(r"dicom-(\d+)")
 
 
@@ -72,7 +73,7 @@ def is_one(image: pathlib.Path | None, pattern: str) -> bool:
   """Whether an image is asked about alone, and not a folder of them."""
   if image is None or pattern:
     return False
-  return not image.is_dir() or dicom.matches(image) and not _parted(image)
+  return not image.is_dir() or (dicom.matches(image) and not _parted(image))
 
 
 def find(
@@ -240,7 +241,8 @@ def _listed(
     if not row.get("image"):
       raise ValueError(f"{where}: it has no image; give its path.")
     image = path.parent / row["image"]
-    name = row.get("name") or numbers.name(image, image.name)
+    inside = _UNNAMED.sub("_", row["image"]).strip("_.") or "image"
+    name = row.get("name") or numbers.name(image, inside)
     if not _NAME.fullmatch(name):
       raise ValueError(
         f"{where}: {name!r} names no folder; use letters, digits, - and _."
@@ -277,10 +279,13 @@ def _rows(path: pathlib.Path) -> list[dict[str, str]]:
     ValueError: it is neither a JSON list of objects nor CSV.
   """
   text = path.read_text(encoding="utf-8-sig")
-  if path.suffix.lower() == ".csv":
-    rows = list(csv.DictReader(io.StringIO(text), strict=True))
-  else:
-    rows = json.loads(text)
+  try:
+    if path.suffix.lower() == ".csv":
+      rows = list(csv.DictReader(io.StringIO(text), strict=True))
+    else:
+      rows = json.loads(text)
+  except (ValueError, csv.Error) as error:
+    raise ValueError(f"{path} is no list of jobs: {error}.") from error
   sound = isinstance(rows, list) and all(
     isinstance(row, dict)
     and all(isinstance(word, str) for pair in row.items() for word in pair)

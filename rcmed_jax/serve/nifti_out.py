@@ -28,11 +28,13 @@ def write(
   image = nibabel.load(image_path)
   values = voxels.astype(np.uint8 if voxels.dtype == bool else voxels.dtype)
   values = values.reshape(image.shape, order="F")
-  two = isinstance(image, nibabel.Nifti2Pair)
-  kind = nibabel.Nifti2Image if two else nibabel.Nifti1Image
-  if not isinstance(image, (nibabel.Nifti1Pair, nibabel.Nifti2Pair)):
-    nibabel.save(kind(values, image.affine), path)
+  # In nibabel, both kinds of NIfTI-2 are kinds of NIfTI-1 pairs.
+  if not isinstance(image, nibabel.Nifti1Pair):
+    nibabel.save(nibabel.Nifti1Image(values, image.affine), path)
     return
+  kind = nibabel.Nifti1Image
+  if isinstance(image, (nibabel.Nifti2Image, nibabel.Nifti2Pair)):
+    kind = nibabel.Nifti2Image
   header = kind.header_class.from_header(image.header)
   header.set_data_dtype(values.dtype)
   header.set_slope_inter(1, 0)

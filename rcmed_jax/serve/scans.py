@@ -146,7 +146,7 @@ def _dicom(path: pathlib.Path, text: str, looking: Looking) -> Scan:
       path,
       "series",
       f"expected one series, found {len(units)}",
-      "Give the folder or file of one",
+      "Give the folder or file of one, or --pattern for files one by one",
     )
   # Masks that lie beside the series are another's answer.
   unit = dataclasses.replace(
