@@ -23,7 +23,7 @@ from typing import Any
 import tqdm
 
 from rcmed_jax.apps import predict_one
-from rcmed_jax.ingest.dicom import dicom
+from rcmed_jax.ingest.dicom import dicom_file
 from rcmed_jax.serve import scans
 from rcmed_jax.serve.assistant import Assistant
 
@@ -73,7 +73,7 @@ def is_one(image: pathlib.Path | None, pattern: str) -> bool:
   """Whether an image is asked about alone, and not a folder of them."""
   if image is None or pattern:
     return False
-  return not image.is_dir() or (dicom.matches(image) and not _parted(image))
+  return not image.is_dir() or _is_series(image)
 
 
 def find(
@@ -102,8 +102,7 @@ def find(
   elif image is not None and image.is_dir():
     jobs = [
       Job(path, asked, numbers.name(path, path.relative_to(image).as_posix()))
-      for path in sorted(image.glob(pattern or "*"))
-      if _wanted(path, image, out)
+      for path in _found(image, pattern or "*", out)
     ]
   else:
     raise ValueError(f"{image}: --pattern is of a folder; there is none.")
@@ -203,12 +202,26 @@ class _Numbers:
 
   def name(self, path: pathlib.Path, otherwise: str) -> str:
     """The name of a job, `otherwise` unless it is of DICOM."""
-    if not path.exists() or not dicom.matches(path):
+    if not (_is_series(path) or (path.is_file() and dicom_file.is_dicom(path))):
       return otherwise
     if str(path) not in self._known:
       self._last += 1
       self._known[str(path)] = f"dicom-{self._last:04d}"
     return self._known[str(path)]
+
+
+def _found(
+  root: pathlib.Path, pattern: str, out: pathlib.Path
+) -> list[pathlib.Path]:
+  """What matches. Files of a folder that is a series are part of that."""
+  found: list[pathlib.Path] = []
+  series: set[pathlib.Path] = set()
+  for path in sorted(root.glob(pattern)):
+    if path.parent not in series and _wanted(path, root, out):
+      found.append(path)
+      if path.is_dir():
+        series.add(path)
+  return found
 
 
 def _wanted(path: pathlib.Path, root: pathlib.Path, out: pathlib.Path) -> bool:
@@ -218,12 +231,14 @@ def _wanted(path: pathlib.Path, root: pathlib.Path, out: pathlib.Path) -> bool:
     return False
   if path.resolve().is_relative_to(out.resolve()):
     return False
-  return path.is_file() or dicom.matches(path)
+  return path.is_file() or _is_series(path)
 
 
-def _parted(folder: pathlib.Path) -> bool:
-  """Whether DICOM lies in folders below and not in the folder itself."""
-  return not any(path.is_file() for path in folder.iterdir())
+def _is_series(folder: pathlib.Path) -> bool:
+  """Whether DICOM files lie in the folder itself, and not only below it."""
+  return folder.is_dir() and any(
+    path.is_file() and dicom_file.is_dicom(path) for path in folder.iterdir()
+  )
 
 
 def _listed(

@@ -26,13 +26,13 @@ import numpy as np
 
 from rcmed_jax.eval import overlays
 from rcmed_jax.serve import (
-  cleanup,
   dicom_seg_out,
   nifti_out,
   scans,
   volumes,
 )
 from rcmed_jax.serve.assistant import Answer, Assistant
+from rcmed_jax.serve.cleanup import Cleanup
 
 ANSWER = "answer.json"
 SEGMENTATION = "segmentation.dcm"
@@ -46,7 +46,7 @@ class Asked:
   prompt: str
   describe: bool = False
   looking: scans.Looking = dataclasses.field(default_factory=scans.Looking)
-  cleanup: cleanup.Cleanup = dataclasses.field(default_factory=cleanup.Cleanup)
+  cleanup: Cleanup = dataclasses.field(default_factory=Cleanup)
 
 
 def shown(image: pathlib.Path, scan: scans.Scan) -> str:

@@ -3,6 +3,7 @@ brightness."""
 
 import csv
 import json
+import types
 
 import cv2
 import dicom_files
@@ -14,7 +15,8 @@ import pytest
 import volume_files
 
 from rcmed_jax import cli
-from rcmed_jax.apps import answering, predict_jobs, predict_tasks
+from rcmed_jax.apps import answering, predict_jobs, predict_tasks, runs
+from rcmed_jax.data import pipeline
 
 PROMPT = "Where is the spleen in this MRI image?"
 MR = ("--modality", "magnetic resonance")
@@ -168,7 +170,7 @@ def test_clean_up_and_axis_are_asked_for(fake, tmp_path):
 
 
 def test_a_series_gives_a_segmentation_and_tells_of_nobody(fake, tmp_path):
-  labels, datasets = save_series(tmp_path / "Doe^Jane")
+  _, datasets = save_series(tmp_path / "Doe^Jane")
   out = tmp_path / "out"
   assert predict("--image", tmp_path / "Doe^Jane", "--out", out) == 0
   held = answer(out)
@@ -288,6 +290,14 @@ def test_a_stopped_run_goes_on(fake, mixed, tmp_path, monkeypatch):
   }
 
 
+def test_files_of_a_series_are_no_jobs_of_their_own(fake, mixed, tmp_path):
+  out = tmp_path / "out"
+  assert predict("--image", mixed, "--out", out, "--pattern", "**/*") == 1
+  jobs, counts = manifest(out)
+  assert "dicom-0002" not in jobs and "deep/c.jpg" in jobs
+  assert (counts["done"], counts["failed"]) == (4, 2)
+
+
 def test_numbers_of_series_stay_when_others_come(fake, tmp_path):
   out = tmp_path / "out"
   for number, name in enumerate(("Moe^Max", "Doe^Jane")):
@@ -371,17 +381,16 @@ def test_a_file_has_no_pattern(fake, tmp_path, capsys):
   assert "--pattern is of a folder" in capsys.readouterr().err
 
 
+def _record(monkeypatch, **data):
+  """Makes every folder a run of these data."""
+  told = types.SimpleNamespace(data=pipeline.DataConfig(**data))
+  monkeypatch.setattr(runs, "recorded", lambda workdir: told)
+
+
 def test_tasks_are_those_of_the_registry_without_training_data(
   monkeypatch, capsys
 ):
-  class Told:
-    class data:
-      mixture = ()
-      index = "gone.json"
-      descriptions = ""
-      modality_words = ()
-
-  monkeypatch.setattr(predict_tasks.runs, "recorded", lambda workdir: Told)
+  _record(monkeypatch, index="gone.json")
   assert predict("--list-tasks", "--json", prompt="") == 0
   held = json.loads(capsys.readouterr().out)
   assert "not here" in held["source"]
@@ -393,24 +402,15 @@ def test_tasks_are_those_of_the_registry_without_training_data(
 def test_tasks_are_those_that_the_run_was_trained_on(
   monkeypatch, tmp_path, capsys
 ):
-  for name in ("one", "two"):
+  index = {}
+  for name in ("mr--mine--1", "pet--mine--2"):
     draw(tmp_path / f"{name}.png")
     mask_IJ = (fake_assistant.picture()[..., 0] > 200).astype(np.uint8) * 255
     cv2.imwrite(str(tmp_path / f"{name}_mask.png"), mask_IJ)
-  index = {
-    f"{name}.png": [{f"{name}_mask.png": "spleen"}] for name in ("one", "two")
-  }
-  path = tmp_path / "ct--index.json"
+    index[f"{name}.png"] = [{f"{name}_mask.png": "spleen"}]
+  path = tmp_path / "index.json"
   path.write_text(json.dumps(index))
-
-  class Told:
-    class data:
-      mixture = ()
-      index = str(path)
-      descriptions = ""
-      modality_words = (("one", "magnetic resonance"), ("two", "pet"))
-
-  monkeypatch.setattr(predict_tasks.runs, "recorded", lambda workdir: Told)
+  _record(monkeypatch, index=str(path))
   assert predict("--list-tasks", "--json", prompt="") == 0
   held = json.loads(capsys.readouterr().out)
   assert held == {
