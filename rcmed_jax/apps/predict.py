@@ -69,14 +69,8 @@ def _one(args: argparse.Namespace, asked: predict_one.Asked) -> int:
     mininterval=2,
     disable=scan.kind == "picture",
   ) as bar:
-    answered = predict_one.answer(
-      assistant,
-      scan,
-      asked,
-      args.out,
-      shown=predict_one.shown(args.image, scan),
-      on_slice=bar.update,
-    )
+    said = predict_one.ask(assistant, scan, asked, bar.update)
+  answered = predict_one.write(args.out, args.image, scan, asked, said)
   print(f"predict: {answered['text']}")
   for target in answered["targets"]:
     box = target.get("box_xyxy") or target.get("box_voxels")
@@ -153,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     "--batch",
     type=data_sources.positive,
     default=1,
-    help="slices that are answered together (default: %(default)s)",
+    help="slices, or pictures, answered together (default: %(default)s)",
   )
   parser.add_argument(
     "--list-tasks",

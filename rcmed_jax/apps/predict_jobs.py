@@ -10,9 +10,11 @@ which file that was, and keeps the number when the run is taken up again: it is
 as confidential as the names of the files.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
 import csv
 import dataclasses
+import functools
 import io
 import json
 import pathlib
@@ -24,8 +26,8 @@ import tqdm
 
 from rcmed_jax.apps import predict_one
 from rcmed_jax.ingest.dicom import dicom_file
-from rcmed_jax.serve import scans
-from rcmed_jax.serve.assistant import Assistant
+from rcmed_jax.serve import scans, volumes
+from rcmed_jax.serve.assistant import Answer, Assistant
 
 MANIFEST = "manifest.json"
 STATES = ("waiting", "done", "failed", "skipped")
@@ -146,20 +148,14 @@ def run(
     ]
   )
   state.write(out)
-  assistant = None
   try:
     with tqdm.tqdm(
       desc="predict", total=len(jobs), unit="job", mininterval=2
     ) as bar:
-      for job, entry in zip(jobs, state.entries, strict=True):
-        if skip and predict_one.is_done(out / job.name, job.asked):
-          entry["state"] = "skipped"
-        else:
-          assistant = assistant or load()
-          _run_one(job, assistant, out / job.name, entry)
-        counts = state.counts()
-        bar.set_postfix(failed=counts["failed"], refresh=False)
-        bar.update()
+      for count in _Worker(load, out, skip).work(
+        zip(jobs, state.entries, strict=True)
+      ):
+        bar.update(count)
         if time.monotonic() - state.written > _EVERY_S:
           state.write(out)
   finally:
@@ -167,21 +163,93 @@ def run(
   return state
 
 
-def _run_one(
-  job: Job, assistant: Assistant, out: pathlib.Path, entry: dict[str, Any]
-) -> None:
+class _Worker:
+  """Does jobs and says in their entries what became of them.
+
+  Pictures wait until there are as many as are answered together.
+  """
+
+  def __init__(
+    self, load: Callable[[], Assistant], out: pathlib.Path, skip: bool
+  ):
+    self._assistant = functools.cache(load)
+    self._out = out
+    self._skip = skip
+    self._waiting: list[tuple[Job, dict[str, Any], scans.Scan]] = []
+
+  def work(self, jobs: Iterable[tuple[Job, dict[str, Any]]]) -> Iterator[int]:
+    """How many have come to their end, now and again."""
+    for job, entry in jobs:
+      out = self._out / job.name
+      if self._skip and predict_one.is_done(out, job.asked):
+        entry["state"] = "skipped"
+        yield 1
+        continue
+      assistant = self._assistant()
+      with _told(entry):
+        if job.fault:
+          raise ValueError(job.fault)
+        scan = scans.open_scan(job.image, job.asked.prompt, job.asked.looking)
+        if scan.kind == "picture":
+          self._waiting.append((job, entry, scan))
+        else:
+          said = predict_one.ask(assistant, scan, job.asked)
+          self._done(job, entry, scan, said)
+      if entry["state"] != "waiting":
+        yield 1
+      if len(self._waiting) == assistant.rows:
+        yield self._answer_pictures()
+    if self._waiting:
+      yield self._answer_pictures()
+
+  def _answer_pictures(self) -> int:
+    """Answers those that wait: together, or where one is refused, alone."""
+    assistant, waiting = self._assistant(), self._waiting
+    self._waiting = []
+    start = time.monotonic()
+    said: list[Answer | None] = [None] * len(waiting)
+    if len(waiting) > 1:
+      questions = [
+        predict_one.question(scan, job.asked) for job, _, scan in waiting
+      ]
+      with contextlib.suppress(ValueError):
+        said = [*assistant.ask_many(questions)]
+    together = (time.monotonic() - start) / len(waiting)
+    for (job, entry, scan), one in zip(waiting, said, strict=True):
+      with _told(entry):
+        self._done(
+          job,
+          entry,
+          scan,
+          one or predict_one.ask(assistant, scan, job.asked),
+        )
+      entry["seconds"] = round(entry["seconds"] + together, 3)
+    return len(waiting)
+
+  def _done(
+    self,
+    job: Job,
+    entry: dict[str, Any],
+    scan: scans.Scan,
+    said: Answer | volumes.VolumeAnswer,
+  ) -> None:
+    predict_one.write(self._out / job.name, job.image, scan, job.asked, said)
+    entry["state"] = "done"
+
+
+@contextlib.contextmanager
+def _told(entry: dict[str, Any]) -> Iterator[None]:
+  """Puts down a failure, of this job alone, and how long it took.
+
+  What is caught would have ended the command, had it been the only job.
+  """
   start = time.monotonic()
   try:
-    if job.fault:
-      raise ValueError(job.fault)
-    scan = scans.open_scan(job.image, job.asked.prompt, job.asked.looking)
-    shown = predict_one.shown(job.image, scan)
-    predict_one.answer(assistant, scan, job.asked, out, shown=shown)
-    entry["state"] = "done"
+    yield
   except (ValueError, OSError, ImportError, NotImplementedError) as error:
-    # What the command itself would have ended with, of this job alone.
     entry |= {"state": "failed", "reason": str(error)}
-  entry["seconds"] = round(time.monotonic() - start, 3)
+  seconds = entry.get("seconds", 0.0) + time.monotonic() - start
+  entry["seconds"] = round(seconds, 3)
 
 
 class _Numbers:

@@ -31,7 +31,7 @@ from rcmed_jax.serve import (
   scans,
   volumes,
 )
-from rcmed_jax.serve.assistant import Answer, Assistant
+from rcmed_jax.serve.assistant import Answer, Assistant, Question
 from rcmed_jax.serve.cleanup import Cleanup
 
 ANSWER = "answer.json"
@@ -49,11 +49,6 @@ class Asked:
   cleanup: Cleanup = dataclasses.field(default_factory=Cleanup)
 
 
-def shown(image: pathlib.Path, scan: scans.Scan) -> str:
-  """How `answer.json` names an image: paths of DICOM files name patients."""
-  return "dicom" if scan.kind == "dicom" else str(image)
-
-
 def is_done(out: pathlib.Path, asked: Asked) -> bool:
   """Whether the folder holds the answer to the same question."""
   try:
@@ -65,19 +60,15 @@ def is_done(out: pathlib.Path, asked: Asked) -> bool:
   return "options" not in held or held["options"] == _options(asked)
 
 
-def answer(
+def ask(
   assistant: Assistant,
   scan: scans.Scan,
   asked: Asked,
-  out: pathlib.Path,
-  *,
-  shown: str,
   on_slice: Callable[[], Any] = lambda: None,
-) -> dict[str, Any]:
-  """What `answer.json` says; it and the masks lie in `out` then.
+) -> Answer | volumes.VolumeAnswer:
+  """The answer, of which nothing is written yet.
 
   Args:
-    shown: how the file names the image.
     on_slice: called after each slice of a volume.
 
   Raises:
@@ -85,25 +76,43 @@ def answer(
     ValueError: as `Assistant.stream` and `cleanup.clean`.
   """
   if scan.kind == "picture":
-    (image_IJC,) = scan.pictures()
-    said = assistant.ask(image_IJC, asked.prompt, describe=asked.describe)
-    _begin(out)
-    entries = _write_picture(out, image_IJC, said)
-    more: dict[str, Any] = {}
-  else:
-    said = volumes.answer(
-      assistant,
-      scan,
-      asked.prompt,
-      describe=asked.describe,
-      cleanup=asked.cleanup,
-      on_slice=on_slice,
-    )
-    _begin(out)
+    one = question(scan, asked)
+    return assistant.ask(one.image_IJC, one.text, describe=one.describe)
+  return volumes.answer(
+    assistant,
+    scan,
+    asked.prompt,
+    describe=asked.describe,
+    cleanup=asked.cleanup,
+    on_slice=on_slice,
+  )
+
+
+def question(scan: scans.Scan, asked: Asked) -> Question:
+  """What is asked about a picture."""
+  (image_IJC,) = scan.pictures()
+  return Question(image_IJC, asked.prompt, asked.describe)
+
+
+def write(
+  out: pathlib.Path,
+  image: pathlib.Path,
+  scan: scans.Scan,
+  asked: Asked,
+  said: Answer | volumes.VolumeAnswer,
+) -> dict[str, Any]:
+  """What `answer.json` says; it and the masks lie in `out` then."""
+  _begin(out)
+  more: dict[str, Any] = {}
+  if isinstance(said, volumes.VolumeAnswer):
     entries = _write_volume(out, scan, said)
     more = _of_volume(out, scan, said, asked)
+  else:
+    (image_IJC,) = scan.pictures()
+    entries = _write_picture(out, image_IJC, said)
   answered = {
-    "image": shown,
+    # Paths of DICOM files name patients.
+    "image": "dicom" if scan.kind == "dicom" else str(image),
     "prompt": asked.prompt,
     "text": said.text,
     "modality": said.modality,

@@ -46,14 +46,15 @@ def clean(
     mask_ZIJ = _majority(mask_ZIJ)
   if not (cleanup.min_mm3 or cleanup.largest):
     return mask_ZIJ
-  pieces_ZIJ, count = ndimage.label(mask_ZIJ, _TOUCHING)
-  sizes = np.bincount(pieces_ZIJ.ravel(), minlength=count + 1)
+  pieces_ZIJ = np.zeros(mask_ZIJ.shape, np.int32)
+  ndimage.label(mask_ZIJ, _TOUCHING, output=pieces_ZIJ)
+  sizes = np.bincount(pieces_ZIJ.ravel())
   sizes[0] = 0
   kept = sizes > 0
   if cleanup.min_mm3 and voxel_mm3 is not None:
     kept &= sizes * voxel_mm3 >= cleanup.min_mm3
   if cleanup.largest and kept.any():
-    kept &= np.arange(count + 1) == sizes.argmax()
+    kept &= np.arange(len(sizes)) == sizes.argmax()
   return kept[pieces_ZIJ]
 
 

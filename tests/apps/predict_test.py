@@ -368,6 +368,30 @@ def test_a_job_without_a_prompt_fails_alone(fake, tmp_path):
   assert (counts["done"], counts["failed"]) == (1, 1)
 
 
+def test_pictures_are_asked_about_together_and_refused_alone(fake, tmp_path):
+  fake.rows = 3
+  together = []
+  many = fake.ask_many
+  fake.ask_many = lambda questions: (
+    together.append(len(questions)) or many(questions)
+  )
+  for number in range(7):
+    draw(tmp_path / f"{number}.png", side=20 + number)
+  rows = [{"image": f"{number}.png"} for number in range(7)]
+  rows[4]["prompt"] = "   "
+  listed = tmp_path / "jobs.json"
+  listed.write_text(json.dumps(rows))
+  out = tmp_path / "out"
+  assert predict("--jobs", listed, "--out", out, "--batch", 3) == 1
+  jobs, counts = manifest(out)
+  assert together == [3, 3]
+  assert (counts["done"], counts["failed"]) == (6, 1)
+  assert "no text" in jobs["4.png"]["reason"]
+  for number in {*range(7)} - {4}:
+    shown_IJC = cv2.imread(str(out / f"{number}.png/overlay.png"))
+    assert shown_IJC.shape[0] == 20 + number
+
+
 def test_either_an_image_or_jobs(fake, tmp_path, capsys):
   for told in ((), ("--image", "a", "--jobs", "b"), ("--image", "a")):
     with pytest.raises(SystemExit):
