@@ -110,19 +110,6 @@ def _parser() -> argparse.ArgumentParser:
     "of files, which are asked about one by one",
   )
   parser.add_argument(
-    "--pattern",
-    default="",
-    metavar="GLOB",
-    help='files and series below the folder: "**/*.nii.gz"; default: all that '
-    "lies in it",
-  )
-  parser.add_argument(
-    "--jobs",
-    type=pathlib.Path,
-    help="JSON [{image, prompt, name, axis, window, modality}, ...] or CSV of "
-    "these columns; image alone must be there, relative to the file",
-  )
-  parser.add_argument(
     "--prompt", help='such as "Can you segment the liver in this CT image?"'
   )
   parser.add_argument(
@@ -139,17 +126,6 @@ def _parser() -> argparse.ArgumentParser:
     "--out", type=pathlib.Path, default=pathlib.Path("prediction")
   )
   parser.add_argument(
-    "--skip-existing",
-    action="store_true",
-    help="leave out what is answered already, to go on with a stopped run",
-  )
-  parser.add_argument(
-    "--batch",
-    type=data_sources.positive,
-    default=1,
-    help="slices, or pictures, answered together (default: %(default)s)",
-  )
-  parser.add_argument(
     "--list-tasks",
     action="store_true",
     help="print what the run was trained on, and ask nothing",
@@ -157,9 +133,38 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     "--json", action="store_true", help="the list of tasks as JSON"
   )
+  _add_many_flags(parser)
   _add_volume_flags(parser)
   answering.add_flags(parser)
   return parser
+
+
+def _add_many_flags(parser: argparse.ArgumentParser) -> None:
+  group = parser.add_argument_group("many images")
+  group.add_argument(
+    "--pattern",
+    default="",
+    metavar="GLOB",
+    help='files and series below the folder: "**/*.nii.gz"; default: all that '
+    "lies in it",
+  )
+  group.add_argument(
+    "--jobs",
+    type=pathlib.Path,
+    help="JSON [{image, prompt, name, axis, window, modality}, ...] or CSV of "
+    "these columns; image alone must be there, relative to the file",
+  )
+  group.add_argument(
+    "--skip-existing",
+    action="store_true",
+    help="leave out what is answered already, to go on with a stopped run",
+  )
+  group.add_argument(
+    "--batch",
+    type=data_sources.positive,
+    default=1,
+    help="slices, or pictures, answered together (default: %(default)s)",
+  )
 
 
 def _add_volume_flags(parser: argparse.ArgumentParser) -> None:

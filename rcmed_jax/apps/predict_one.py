@@ -38,6 +38,11 @@ ANSWER = "answer.json"
 SEGMENTATION = "segmentation.dcm"
 LABELS = "labels.nii.gz"
 
+# Names of masks and overlays; nothing else is ever deleted.
+_OURS = re.compile(
+  r"(mask|overlay)-\d+-[\w-]+\.(png|nii\.gz)|segmentation\.dcm|labels\.nii\.gz"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
@@ -50,12 +55,12 @@ class Asked:
 
 
 def is_done(out: pathlib.Path, asked: Asked) -> bool:
-  """Whether the folder holds the answer to the same question."""
-  try:
-    held = json.loads((out / ANSWER).read_text(encoding="utf-8"))
-  except (OSError, ValueError):
-    return False
-  if not isinstance(held, dict) or held.get("prompt") != asked.prompt:
+  """Whether the folder holds the answer to the same question.
+
+  Which model gave it is not asked.
+  """
+  held = _held(out)
+  if held.get("prompt") != asked.prompt:
     return False
   return "options" not in held or held["options"] == _options(asked)
 
@@ -130,13 +135,26 @@ def write_json(path: pathlib.Path, values: Any) -> None:
   os.replace(new, path)
 
 
+def _held(out: pathlib.Path) -> dict[str, Any]:
+  """An earlier answer; {} where there is none."""
+  try:
+    held = json.loads((out / ANSWER).read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return {}
+  return held if isinstance(held, dict) else {}
+
+
 def _begin(out: pathlib.Path) -> None:
-  """A folder without an answer: nothing of an earlier one may be left."""
+  """A folder without an answer. Of an earlier one, what it lists goes too."""
   out.mkdir(parents=True, exist_ok=True)
+  held = _held(out)
+  names = [held.get("labels")]
+  for target in held.get("targets", ()):
+    names += [target.get("mask"), target.get("overlay")]
   (out / ANSWER).unlink(missing_ok=True)
-  for kind in ("mask-*", "overlay*.png", LABELS, SEGMENTATION):
-    for path in out.glob(kind):
-      path.unlink()
+  for name in names:
+    if isinstance(name, str) and _OURS.fullmatch(name):
+      (out / name).unlink(missing_ok=True)
 
 
 def _write_picture(

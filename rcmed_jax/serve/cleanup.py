@@ -46,16 +46,30 @@ def clean(
     mask_ZIJ = _majority(mask_ZIJ)
   if not (cleanup.min_mm3 or cleanup.largest):
     return mask_ZIJ
-  pieces_ZIJ = np.zeros(mask_ZIJ.shape, np.int32)
-  ndimage.label(mask_ZIJ, _TOUCHING, output=pieces_ZIJ)
-  sizes = np.bincount(pieces_ZIJ.ravel())
+  # Pieces lie in the box around all of them, a small part of a volume.
+  inside = _around(mask_ZIJ)
+  pieces_ZIJ = np.zeros(mask_ZIJ[inside].shape, np.int32)
+  ndimage.label(mask_ZIJ[inside], _TOUCHING, output=pieces_ZIJ)
+  sizes = np.bincount(pieces_ZIJ.ravel(), minlength=1)
   sizes[0] = 0
   kept = sizes > 0
   if cleanup.min_mm3 and voxel_mm3 is not None:
     kept &= sizes * voxel_mm3 >= cleanup.min_mm3
   if cleanup.largest and kept.any():
     kept &= np.arange(len(sizes)) == sizes.argmax()
-  return kept[pieces_ZIJ]
+  cleaned_ZIJ = np.zeros_like(mask_ZIJ)
+  cleaned_ZIJ[inside] = kept[pieces_ZIJ]
+  return cleaned_ZIJ
+
+
+def _around(mask_ZIJ: np.ndarray) -> tuple[slice, ...]:
+  """The box around all that is set; an empty one where nothing is."""
+  inside = []
+  for axis in range(3):
+    others = tuple(other for other in range(3) if other != axis)
+    there = np.flatnonzero(mask_ZIJ.any(others))
+    inside.append(slice(there[0], there[-1] + 1) if len(there) else slice(0))
+  return tuple(inside)
 
 
 def _majority(mask_ZIJ: np.ndarray) -> np.ndarray:

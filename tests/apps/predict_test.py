@@ -114,6 +114,28 @@ def test_a_picture_gives_what_it_always_gave(fake, tmp_path, capsys):
   assert "heart: absent" in said
 
 
+def test_an_earlier_answer_goes_and_nothing_else(fake, tmp_path):
+  out = tmp_path / "out"
+  save_nifti(tmp_path / "scan.nii")
+  assert predict("--image", tmp_path / "scan.nii", *MR, "--out", out) == 0
+  mine = [out / "mask-9-mine.nii.gz", out / "overlay.txt"]
+  for path in mine:
+    path.write_text("mine")
+  held = answer(out)
+  held["targets"].append({"class": "x", "mask": "../scan.nii"})
+  (out / "answer.json").write_text(json.dumps(held))
+  image = draw(tmp_path / "a.png")
+  assert predict("--image", image, "--out", out) == 0
+  assert sorted(path.name for path in out.iterdir()) == [
+    "answer.json",
+    "mask-0-spleen.png",
+    "mask-9-mine.nii.gz",
+    "overlay.png",
+    "overlay.txt",
+  ]
+  assert (tmp_path / "scan.nii").is_file()
+
+
 def test_a_nifti_volume_gives_masks_on_its_grid(fake, tmp_path, capsys):
   image = tmp_path / "scan.nii.gz"
   labels = save_nifti(image, "LSP")
