@@ -28,6 +28,8 @@ def main(argv: Sequence[str]) -> int:
   args = parser.parse_args(argv)
   if args.list_tasks:
     return predict_tasks.show(args.workdir, as_json=args.json)
+  if args.json:
+    parser.error("--json is of --list-tasks; an answer is in answer.json")
   if bool(args.image) == bool(args.jobs):
     parser.error("give --image or --jobs, one of them")
   if args.image and not args.prompt:

@@ -149,8 +149,10 @@ def _begin(out: pathlib.Path) -> None:
   out.mkdir(parents=True, exist_ok=True)
   held = _held(out)
   names = [held.get("labels")]
-  for target in held.get("targets", ()):
-    names += [target.get("mask"), target.get("overlay")]
+  targets = held.get("targets")
+  for target in targets if isinstance(targets, list) else ():
+    if isinstance(target, dict):
+      names += [target.get("mask"), target.get("overlay")]
   (out / ANSWER).unlink(missing_ok=True)
   for name in names:
     if isinstance(name, str) and _OURS.fullmatch(name):

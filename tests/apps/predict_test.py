@@ -122,7 +122,7 @@ def test_an_earlier_answer_goes_and_nothing_else(fake, tmp_path):
   for path in mine:
     path.write_text("mine")
   held = answer(out)
-  held["targets"].append({"class": "x", "mask": "../scan.nii"})
+  held["targets"] += [{"class": "x", "mask": "../scan.nii"}, "y"]
   (out / "answer.json").write_text(json.dumps(held))
   image = draw(tmp_path / "a.png")
   assert predict("--image", image, "--out", out) == 0
@@ -415,7 +415,12 @@ def test_pictures_are_asked_about_together_and_refused_alone(fake, tmp_path):
 
 
 def test_either_an_image_or_jobs(fake, tmp_path, capsys):
-  for told in ((), ("--image", "a", "--jobs", "b"), ("--image", "a")):
+  for told in (
+    (),
+    ("--image", "a", "--jobs", "b"),
+    ("--image", "a"),
+    ("--json",),
+  ):
     with pytest.raises(SystemExit):
       predict(*told, prompt="")
   assert "give --image or --jobs" in capsys.readouterr().err
