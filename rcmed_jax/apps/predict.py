@@ -1,34 +1,118 @@
-"""`rcmed predict`: ask a trained model about one image."""
+"""`rcmed predict`: ask a trained model about images and volumes."""
 
 import argparse
 from collections.abc import Sequence
-import json
 import pathlib
-import re
-from typing import Any
 
-import cv2
 from etils import epath
-import numpy as np
+import tqdm
 
-from rcmed_jax.apps import answering, runs
-from rcmed_jax.data import images
-from rcmed_jax.eval import overlays
-from rcmed_jax.serve.assistant import Answer
+from rcmed_jax.apps import (
+  answering,
+  data_sources,
+  predict_jobs,
+  predict_one,
+  predict_tasks,
+  runs,
+)
+from rcmed_jax.ingest.volumes import geometry, windows
+from rcmed_jax.serve import cleanup, scans
+
+# Exit code where some jobs failed and the others are done.
+SOME_FAILED = 1
 
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command; see `rcmed predict --help`."""
+  parser = _parser()
+  args = parser.parse_args(argv)
+  if args.list_tasks:
+    return predict_tasks.show(args.workdir, as_json=args.json)
+  if args.json:
+    parser.error("--json is of --list-tasks; an answer is in answer.json")
+  if bool(args.image) == bool(args.jobs):
+    parser.error("give --image or --jobs, one of them")
+  if args.image and not args.prompt:
+    parser.error("give --prompt, what to ask about the image")
+  asked = predict_one.Asked(
+    prompt=args.prompt or "",
+    describe=args.describe,
+    looking=scans.Looking(args.axis, args.window, args.modality),
+    cleanup=cleanup.Cleanup(args.smooth, args.min_mm3, args.largest),
+  )
+  if predict_jobs.is_one(args.image, args.pattern):
+    return _one(args, asked)
+  jobs = predict_jobs.find(
+    args.image, args.pattern, args.jobs, asked, out=args.out
+  )
+  state = predict_jobs.run(
+    jobs, lambda: _assistant(args), args.out, skip=args.skip_existing
+  )
+  counts = state.counts()
+  print(
+    f"predict: {counts['jobs']} jobs = {counts['done']} done + "
+    f"{counts['failed']} failed + {counts['skipped']} skipped, listed in "
+    f"{args.out / predict_jobs.MANIFEST}"
+  )
+  return SOME_FAILED if counts["failed"] else 0
+
+
+def _one(args: argparse.Namespace, asked: predict_one.Asked) -> int:
+  if args.skip_existing and predict_one.is_done(args.out, asked):
+    print(f"predict: {args.out} holds the answer already")
+    return 0
+  scan = scans.open_scan(args.image, asked.prompt, asked.looking)
+  assistant = _assistant(args)
+  depth = scan.view.shape[0]
+  with tqdm.tqdm(
+    desc="predict",
+    total=depth,
+    unit="slice",
+    mininterval=2,
+    disable=scan.kind == "picture",
+  ) as bar:
+    said = predict_one.ask(assistant, scan, asked, bar.update)
+  answered = predict_one.write(args.out, args.image, scan, asked, said)
+  print(f"predict: {answered['text']}")
+  for target in answered["targets"]:
+    box = target.get("box_xyxy") or target.get("box_voxels")
+    size = f", {target['ml']:.1f} ml" if target.get("ml") is not None else ""
+    print(
+      f"predict: {target['class']}: "
+      + (
+        f"box {box}, confidence {target['confidence']:.2f}{size}"
+        if target["present"]
+        else "absent"
+      )
+    )
+  print(f"predict: written to {args.out}")
+  return 0
+
+
+def _assistant(args: argparse.Namespace) -> answering.Assistant:
+  return answering.load_assistant(
+    args.workdir or runs.newest(),
+    rows=args.batch,
+    classes=args.classes,
+    in_int8=args.int8,
+  )
+
+
+def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     "rcmed predict",
     allow_abbrev=False,
-    description="Writes masks, an overlay and answer.json for one image.",
+    description="Writes masks, an overlay and answer.json for an image, a "
+    "volume or many of them. Masks of volumes lie on the grid of their file.",
   )
-  parser.add_argument("--image", required=True, help="PNG, JPEG or TIFF")
   parser.add_argument(
-    "--prompt",
-    required=True,
-    help='such as "Can you segment the liver in this CT image?"',
+    "--image",
+    type=pathlib.Path,
+    help="PNG, JPEG, TIFF, NIfTI, DICOM, or a folder: of one DICOM series, or "
+    "of files, which are asked about one by one",
+  )
+  parser.add_argument(
+    "--prompt", help='such as "Can you segment the liver in this CT image?"'
   )
   parser.add_argument(
     "--describe",
@@ -43,70 +127,74 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument(
     "--out", type=pathlib.Path, default=pathlib.Path("prediction")
   )
+  parser.add_argument(
+    "--list-tasks",
+    action="store_true",
+    help="print what the run was trained on, and ask nothing",
+  )
+  parser.add_argument(
+    "--json", action="store_true", help="the list of tasks as JSON"
+  )
+  _add_many_flags(parser)
+  _add_volume_flags(parser)
   answering.add_flags(parser)
-  args = parser.parse_args(argv)
-  image_IJC = images.read(args.image)
-  assistant = answering.load_assistant(
-    args.workdir or runs.newest(), classes=args.classes, in_int8=args.int8
+  return parser
+
+
+def _add_many_flags(parser: argparse.ArgumentParser) -> None:
+  group = parser.add_argument_group("many images")
+  group.add_argument(
+    "--pattern",
+    default="",
+    metavar="GLOB",
+    help='files and series below the folder: "**/*.nii.gz"; default: all that '
+    "lies in it",
   )
-  answer = assistant.ask(image_IJC, args.prompt, describe=args.describe)
-  write(args.out, image_IJC, answer, image=args.image, prompt=args.prompt)
-  print(f"predict: {answer.text}")
-  for target in answer.targets:
-    print(
-      f"predict: {target.name}: "
-      + (
-        f"box {target.box}, confidence {target.confidence:.2f}"
-        if target.present
-        else "absent"
-      )
-    )
-  print(f"predict: written to {args.out}")
-  return 0
-
-
-def write(
-  out: pathlib.Path,
-  image_IJC: np.ndarray,
-  answer: Answer,
-  *,
-  image: str,
-  prompt: str,
-) -> None:
-  """Writes `mask-<n>-<name>.png` a target, `overlay.png` and `answer.json`."""
-  out.mkdir(parents=True, exist_ok=True)
-  targets: list[dict[str, Any]] = []
-  for number, target in enumerate(answer.targets):
-    entry: dict[str, Any] = {
-      "class": target.name,
-      "present": target.present,
-      "confidence": round(target.confidence, 4),
-      "box_xyxy": target.box,
-      "mask": None,
-    }
-    if target.present and target.mask_IJ is not None:
-      name = re.sub(r"[^\w-]+", "_", target.name) or "unnamed"
-      entry["mask"] = f"mask-{number}-{name}.png"
-      _save(out / entry["mask"], target.mask_IJ.astype(np.uint8) * 255)
-    targets.append(entry)
-  shown = [
-    target.mask_IJ
-    for target in answer.targets
-    if target.present and target.mask_IJ is not None
-  ]
-  _save(out / "overlay.png", overlays.painted(image_IJC, shown)[..., ::-1])
-  answered = {
-    "image": image,
-    "prompt": prompt,
-    "text": answer.text,
-    "modality": answer.modality,
-    "targets": targets,
-  }
-  (out / "answer.json").write_text(
-    json.dumps(answered, indent=2) + "\n", encoding="utf-8"
+  group.add_argument(
+    "--jobs",
+    type=pathlib.Path,
+    help="JSON [{image, prompt, name, axis, window, modality}, ...] or CSV of "
+    "these columns; image alone must be there, relative to the file",
+  )
+  group.add_argument(
+    "--skip-existing",
+    action="store_true",
+    help="leave out what is answered already, to go on with a stopped run",
+  )
+  group.add_argument(
+    "--batch",
+    type=data_sources.positive,
+    default=1,
+    help="slices, or pictures, answered together (default: %(default)s)",
   )
 
 
-def _save(path: pathlib.Path, values: np.ndarray) -> None:
-  if not cv2.imwrite(str(path), values):
-    raise OSError(f"{path} could not be written; is the disk full?")
+def _add_volume_flags(parser: argparse.ArgumentParser) -> None:
+  group = parser.add_argument_group("volumes")
+  group.add_argument("--axis", choices=geometry.AXES, default="axial")
+  group.add_argument(
+    "--window",
+    choices=windows.CT,
+    default="",
+    help="of Hounsfield units; default: by what the prompt asks for",
+  )
+  group.add_argument(
+    "--modality",
+    default="",
+    help='in words, "computed tomography"; default: as file or prompt say',
+  )
+  group.add_argument(
+    "--smooth",
+    action="store_true",
+    help="a voxel is what two of it and its neighbours in the next slices are",
+  )
+  group.add_argument(
+    "--min-mm3",
+    type=float,
+    default=0.0,
+    metavar="MM3",
+    help="leave out pieces that are smaller",
+  )
+  group.add_argument(
+    "--largest", action="store_true", help="keep the largest piece of a class"
+  )

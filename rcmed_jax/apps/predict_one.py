@@ -1,0 +1,259 @@
+"""One job of `rcmed predict`: what is asked, and the files of its answer.
+
+  answer.json            text, targets, modality; of volumes also timings
+  overlay.png            of a picture
+  mask-N-NAME.png        target N of a picture
+  mask-N-NAME.nii.gz     of a NIfTI volume, on its grid
+  labels.nii.gz          all of them, N + 1 in voxels of N, if none overlap
+  segmentation.dcm       of a DICOM series, a segment a target
+  overlay-N-NAME.png     of a volume, the slice that shows most of target N
+
+`answer.json` is written last: where it lies, the answer is whole. It says
+nothing of whom a DICOM image is of, nor where its file lay. That of a picture
+has no timings, so that the same answer makes the same file.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from typing import Any
+
+import cv2
+import numpy as np
+
+from rcmed_jax.eval import overlays
+from rcmed_jax.serve import (
+  dicom_seg_out,
+  nifti_out,
+  scans,
+  volumes,
+)
+from rcmed_jax.serve.assistant import Answer, Assistant, Question
+from rcmed_jax.serve.cleanup import Cleanup
+
+ANSWER = "answer.json"
+SEGMENTATION = "segmentation.dcm"
+LABELS = "labels.nii.gz"
+
+# Names of masks and overlays; nothing else is ever deleted.
+_OURS = re.compile(
+  r"(mask|overlay)-\d+-[\w-]+\.(png|nii\.gz)|segmentation\.dcm|labels\.nii\.gz"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """What is asked, and how a volume is looked at."""
+
+  prompt: str
+  describe: bool = False
+  looking: scans.Looking = dataclasses.field(default_factory=scans.Looking)
+  cleanup: Cleanup = dataclasses.field(default_factory=Cleanup)
+
+
+def is_done(out: pathlib.Path, asked: Asked) -> bool:
+  """Whether the folder holds the answer to the same question.
+
+  Which model gave it is not asked.
+  """
+  held = _held(out)
+  if held.get("prompt") != asked.prompt:
+    return False
+  return "options" not in held or held["options"] == _options(asked)
+
+
+def ask(
+  assistant: Assistant,
+  scan: scans.Scan,
+  asked: Asked,
+  on_slice: Callable[[], Any] = lambda: None,
+) -> Answer | volumes.VolumeAnswer:
+  """The answer, of which nothing is written yet.
+
+  Args:
+    on_slice: called after each slice of a volume.
+
+  Raises:
+    DataError: the scan cannot be read to its end.
+    ValueError: as `Assistant.stream` and `cleanup.clean`.
+  """
+  if scan.kind == "picture":
+    one = question(scan, asked)
+    return assistant.ask(one.image_IJC, one.text, describe=one.describe)
+  return volumes.answer(
+    assistant,
+    scan,
+    asked.prompt,
+    describe=asked.describe,
+    cleanup=asked.cleanup,
+    on_slice=on_slice,
+  )
+
+
+def question(scan: scans.Scan, asked: Asked) -> Question:
+  """What is asked about a picture."""
+  (image_IJC,) = scan.pictures()
+  return Question(image_IJC, asked.prompt, asked.describe)
+
+
+def write(
+  out: pathlib.Path,
+  image: pathlib.Path,
+  scan: scans.Scan,
+  asked: Asked,
+  said: Answer | volumes.VolumeAnswer,
+) -> dict[str, Any]:
+  """What `answer.json` says; it and the masks lie in `out` then."""
+  _begin(out)
+  more: dict[str, Any] = {}
+  if isinstance(said, volumes.VolumeAnswer):
+    entries = _write_volume(out, scan, said)
+    more = _of_volume(out, scan, said, asked)
+  else:
+    (image_IJC,) = scan.pictures()
+    entries = _write_picture(out, image_IJC, said)
+  answered = {
+    # Paths of DICOM files name patients.
+    "image": "dicom" if scan.kind == "dicom" else str(image),
+    "prompt": asked.prompt,
+    "text": said.text,
+    "modality": said.modality,
+    "targets": entries,
+    **more,
+  }
+  write_json(out / ANSWER, answered)
+  return answered
+
+
+def write_json(path: pathlib.Path, values: Any) -> None:
+  """Writes a file that is whole, or the one before, at any moment."""
+  new = path.with_name(f"{path.name}.new")
+  new.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+  os.replace(new, path)
+
+
+def _held(out: pathlib.Path) -> dict[str, Any]:
+  """An earlier answer; {} where there is none."""
+  try:
+    held = json.loads((out / ANSWER).read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return {}
+  return held if isinstance(held, dict) else {}
+
+
+def _begin(out: pathlib.Path) -> None:
+  """A folder without an answer. Of an earlier one, what it lists goes too."""
+  out.mkdir(parents=True, exist_ok=True)
+  held = _held(out)
+  names = [held.get("labels")]
+  targets = held.get("targets")
+  for target in targets if isinstance(targets, list) else ():
+    if isinstance(target, dict):
+      names += [target.get("mask"), target.get("overlay")]
+  (out / ANSWER).unlink(missing_ok=True)
+  for name in names:
+    if isinstance(name, str) and _OURS.fullmatch(name):
+      (out / name).unlink(missing_ok=True)
+
+
+def _write_picture(
+  out: pathlib.Path, image_IJC: np.ndarray, said: Answer
+) -> list[dict[str, Any]]:
+  entries = []
+  masks = []
+  for number, target in enumerate(said.targets):
+    entry: dict[str, Any] = {
+      "class": target.name,
+      "present": target.present,
+      "confidence": round(target.confidence, 4),
+      "box_xyxy": target.box,
+      "mask": None,
+    }
+    if target.present and target.mask_IJ is not None:
+      entry["mask"] = f"mask-{number}-{_safe(target.name)}.png"
+      _save(out / entry["mask"], target.mask_IJ.astype(np.uint8) * 255)
+      masks.append(target.mask_IJ)
+    entries.append(entry)
+  _save(out / "overlay.png", overlays.painted(image_IJC, masks)[..., ::-1])
+  return entries
+
+
+def _write_volume(
+  out: pathlib.Path, scan: scans.Scan, said: volumes.VolumeAnswer
+) -> list[dict[str, Any]]:
+  pictures = scan.some(
+    {target.shown for target in said.targets if target.shown is not None}
+  )
+  entries = []
+  segments = []
+  for number, target in enumerate(said.targets):
+    entry: dict[str, Any] = {
+      "class": target.name,
+      "present": target.present,
+      "confidence": round(target.confidence, 4),
+      "box_voxels": target.box,
+      "ml": None if target.ml is None else round(target.ml, 4),
+      "mask": None,
+    }
+    if target.mask is not None and target.shown is not None:
+      end = f"{number}-{_safe(target.name)}"
+      if scan.kind == "nifti":
+        entry["mask"] = f"mask-{end}.nii.gz"
+        nifti_out.write(out / entry["mask"], target.mask, scan.path)
+      else:
+        segments.append((target.name, target.mask))
+        entry |= {"mask": SEGMENTATION, "segment": len(segments)}
+      entry["overlay"] = f"overlay-{end}.png"
+      mask_IJ = scan.view.picture(target.mask, target.shown)
+      painted_IJC = overlays.painted(
+        pictures[target.shown], [np.ascontiguousarray(mask_IJ)]
+      )
+      _save(out / entry["overlay"], painted_IJC[..., ::-1])
+    entries.append(entry)
+  if segments:
+    dicom_seg_out.write(out / SEGMENTATION, segments, scan.files, scan.order)
+  return entries
+
+
+def _of_volume(
+  out: pathlib.Path,
+  scan: scans.Scan,
+  said: volumes.VolumeAnswer,
+  asked: Asked,
+) -> dict[str, Any]:
+  """What `answer.json` says of volumes alone."""
+  labels = None
+  if scan.kind == "nifti":
+    labels = volumes.label_map(said.targets)
+  if labels is not None:
+    nifti_out.write(out / LABELS, labels, scan.path)
+  return {
+    "labels": None if labels is None else LABELS,
+    "texts": [{"text": text, "slices": count} for text, count in said.said],
+    "options": _options(asked),
+    "timings": {
+      "slices": said.slices,
+      "seconds": round(said.seconds, 3),
+      "seconds_per_slice": round(said.seconds / said.slices, 4),
+    },
+  }
+
+
+def _options(asked: Asked) -> dict[str, Any]:
+  return {
+    "describe": asked.describe,
+    **dataclasses.asdict(asked.looking),
+    **dataclasses.asdict(asked.cleanup),
+  }
+
+
+def _safe(name: str) -> str:
+  return re.sub(r"[^\w-]+", "_", name) or "unnamed"
+
+
+def _save(path: pathlib.Path, values: np.ndarray) -> None:
+  if not cv2.imwrite(str(path), values):
+    raise OSError(f"{path} could not be written; is the disk full?")
