@@ -20,7 +20,7 @@ COMMANDS = {
   "evaluate": "score a trained model and write its report",
   "sweep": "train and score the cells of an ablation, seed by seed",
   "compare": "whether one evaluated run is better than another",
-  "predict": "ask a trained model about one image",
+  "predict": "ask a trained model about images and volumes",
   "adapt": "teach a new class from examples, without training",
   "convert": "take in a PyTorch checkpoint, or give one out",
   "plan": "memory, traffic and speed of a step on chips not rented yet",
