@@ -14,6 +14,7 @@ from rcmed_jax.serve import asking, engine, limits, server, shelf, telemetry
 from rcmed_jax.serve.assistant import Answer, Found
 
 NAME = "rcmed"
+ANSWER_VOLUME = None  # what `running` gives the server
 KEY = "a-key-that-is-long-enough"
 OTHER_KEY = "another-key-long-enough"
 
@@ -108,6 +109,7 @@ def running(assistant=None, *, keys=None, most=64, origins=(), **changes):
       service,
       shelf.Shelf(pathlib.Path(folder) / "shelf"),
       origins=origins,
+      answer_volume=ANSWER_VOLUME,
       metrics=metrics,
       log=lambda **fields: log.append(fields),
     )

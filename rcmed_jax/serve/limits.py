@@ -166,10 +166,12 @@ class Gate:
     origin = headers.get("origin")
     if origin is not None and not self._is_own(origin, headers):
       return HTTPException(403, "pages of this origin may not ask here")
-    if scope["path"] in ("/healthz", "/readyz"):
+    if scope["path"] == "/healthz":
       return None
     if self.closed:
       return errors.later(503, "the server is being stopped", 5)
+    if scope["path"] == "/readyz":
+      return None
     caller = f"host {(scope.get('client') or ('',))[0]}"
     owner = None
     if self._keys:

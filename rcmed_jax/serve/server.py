@@ -163,13 +163,15 @@ def _paths(
   metrics: telemetry.Metrics,
   answer_volume: monailabel.AnswerVolume | None,
 ) -> FastAPI:
-  # Its pages of documentation would load scripts from elsewhere.
+  # Its pages of documentation would load scripts from elsewhere, and its traces
+  # quote errors, which may quote what was sent.
   app = FastAPI(
     title="rcmed_jax",
     version=rcmed_jax.__version__,
     docs_url=None,
     redoc_url=None,
     redirect_slashes=False,
+    telemetry={"tracing": False, "metrics": False, "logs": False},
   )
   errors.add_handlers(app)
   app.include_router(_state(service, metrics))
