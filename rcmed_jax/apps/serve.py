@@ -11,6 +11,7 @@ from etils import epath
 
 from rcmed_jax.apps import answering, runs
 from rcmed_jax.data import extras
+from rcmed_jax.serve import engine, new_classes
 
 _EXAMPLE = """\
 paths: POST /v1/segment, POST /v1/chat/completions, GET /v1/models,
@@ -28,19 +29,20 @@ A file of keys holds a NAME and a KEY a line; a key is 16 characters or more.
 def main(argv: Sequence[str]) -> int:
   """Runs the command; see `rcmed serve --help`."""
   args = _parser().parse_args(argv)
-  for package in ("fastapi", "multipart", "prometheus_client", "uvicorn"):
+  for package in ("fastapi", "python_multipart", "prometheus_client", "uvicorn"):
     extras.load(package, "The server", "serve")
-  # These need the packages above.
-  server = importlib.import_module("rcmed_jax.serve.server")
-  limits = importlib.import_module("rcmed_jax.serve.limits")
-  keys = limits.read_keys(args.keys) if args.keys else limits.Keys()
-  if not keys and not args.no_keys and not _is_own(args.host):
+  # Its parts need these packages, `rcmed serve --help` does not.
+  serve = importlib.import_module("rcmed_jax.serve.server")
+  keys = serve.limits.Keys()
+  if args.keys:
+    keys = serve.limits.read_keys(args.keys)
+  elif not args.no_keys and not _is_own(args.host):
     raise ValueError(
       f"--host={args.host} can be reached from elsewhere: give --keys=FILE, or "
       "--no-keys if everybody there may ask."
     )
-  told = limits.Limits(
-    body_bytes=args.most_mb * limits.MEGABYTE,
+  told = serve.limits.Limits(
+    body_bytes=args.most_mb * serve.limits.MEGABYTE,
     pixels=args.most_pixels,
     answer_s=args.answer_s,
     rate=args.rate,
@@ -51,34 +53,29 @@ def main(argv: Sequence[str]) -> int:
     classes=args.classes,
     in_int8=args.int8,
   )
-  with tempfile.TemporaryDirectory() as scratch:
-    app = _application(assistant, args, keys, told, scratch)
-    server.run(app, host=args.host, port=args.port, drain_s=args.drain_s)
-  return 0
-
-
-def _application(assistant, args, keys, told, scratch):
-  """The parts, put together."""
-  engine, asking, server, shelf, telemetry = (
-    importlib.import_module(f"rcmed_jax.serve.{name}")
-    for name in ("engine", "asking", "server", "shelf", "telemetry")
-  )
-  metrics = telemetry.Metrics()
-  service = asking.Service(
+  metrics = serve.telemetry.Metrics()
+  service = serve.asking.Service(
     engine=engine.Engine(
-      assistant, most=args.most_waiting, batched=metrics.rows.observe
+      assistant,
+      most=args.most_waiting,
+      batched=metrics.rows.observe,
+      # All new classes share one program.
+      warm=[new_classes.load(path).name for path in args.classes[:1]],
     ),
     limits=told,
     keys=keys,
     name=args.name,
     log_prompts=args.log_prompts,
   )
-  return server.Application(
-    service,
-    shelf.Shelf(args.files or pathlib.Path(scratch)),
-    origins=tuple(args.origin),
-    metrics=metrics,
-  )
+  with tempfile.TemporaryDirectory() as scratch:
+    app = serve.Application(
+      service,
+      serve.shelf.Shelf(args.files or pathlib.Path(scratch)),
+      origins=tuple(args.origin),
+      metrics=metrics,
+    )
+    serve.run(app, host=args.host, port=args.port, drain_s=args.drain_s)
+  return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -78,6 +78,7 @@ class Engine:
     most: requests that may wait.
     fill_s: how long a request waits for others to share its batch.
     batched: told of the number of requests of every batch.
+    warm: see `warm_up`.
   """
 
   def __init__(
@@ -87,6 +88,7 @@ class Engine:
     most: int = 64,
     fill_s: float = FILL_S,
     batched: Batched = lambda count: None,
+    warm: Sequence[str] = (),
   ):
     self.rows = assistant.rows
     self.ready = False
@@ -94,6 +96,7 @@ class Engine:
     self._most = most
     self._fill_s = fill_s
     self._batched = batched
+    self._warm = tuple(warm)
     self._queue: collections.deque[_Waiting] = collections.deque()
     self._changed = threading.Condition()
     self._stopped = False
@@ -180,7 +183,7 @@ class Engine:
 
   def _run(self) -> None:
     try:
-      warm_up(self._assistant)
+      warm_up(self._assistant, self._warm)
     except Exception as error:  # of any library; the server must say so
       self._failed = error
       return
@@ -235,18 +238,24 @@ class Engine:
       )
 
 
-def warm_up(assistant: Answers) -> None:
+def warm_up(assistant: Answers, names: Sequence[str] = ()) -> None:
   """Compiles the programs of all lengths, so that no request waits for it.
 
   Questions of twice as many words each, until one is too long.
+
+  Args:
+    names: words that are answered by a program of their own, such as the name
+      of a new class.
   """
   image_IJC = np.zeros((_WARM_SIDE, _WARM_SIDE, 3), np.uint8)
-  words = 1
-  while words <= _MOST_WORDS:
-    try:
-      list(assistant.stream([Question(image_IJC, "a " * words)]))
-    except ValueError:
-      if words == 1:
-        raise
-      return
-    words *= 2
+  for name in ("a", *names):
+    words = 1
+    while words <= _MOST_WORDS:
+      text = name + " a" * (words - 1)
+      try:
+        list(assistant.stream([Question(image_IJC, text)]))
+      except ValueError:
+        if words == 1:
+          raise
+        break
+      words *= 2

@@ -84,6 +84,11 @@ class Application:
       "rcmed_waiting", "Requests in the queue", lambda: engine.waiting
     )
     metrics.watch(
+      "rcmed_inside",
+      "Requests that are being answered, this one included",
+      lambda: self.gate.inside,
+    )
+    metrics.watch(
       "rcmed_ready", "1 once requests are answered", lambda: engine.ready
     )
 

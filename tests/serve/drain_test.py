@@ -1,6 +1,7 @@
 """SIGTERM: what was accepted is answered, what is new is not."""
 
 import concurrent.futures
+import contextlib
 import os
 import pathlib
 import signal
@@ -57,6 +58,17 @@ def _status(url):
     return None
 
 
+def _inside(url):
+  """How many requests are being answered, without the one that asks."""
+  page = requests.get(url + "/metrics", timeout=5).text
+  (line,) = [one for one in page.splitlines() if one.startswith("rcmed_inside")]
+  return int(float(line.split()[1])) - 1
+
+
+def _done(futures):
+  return sum(future.done() for future in futures)
+
+
 def _ask(url):
   reply = requests.post(
     url + "/v1/segment",
@@ -71,9 +83,8 @@ def test_sigterm_answers_what_was_accepted_and_refuses_what_is_new(process):
   one, url = process
   with concurrent.futures.ThreadPoolExecutor(12) as pool:
     accepted = [pool.submit(_ask, url) for _ in range(12)]
-    time.sleep(0.6)  # all have come in, most wait
-    done = sum(future.done() for future in accepted)
-    assert done < 12
+    served.until(lambda: _inside(url) + _done(accepted) >= 12)
+    assert _done(accepted) < 12
     one.send_signal(signal.SIGTERM)
     time.sleep(0.2)
     assert _ask(url) == 503
@@ -91,7 +102,7 @@ def test_readiness_ends_with_the_first_signal_and_life_with_the_second(process):
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     for _ in range(8):
       pool.submit(_ask_quietly, url)
-    time.sleep(0.4)
+    served.until(lambda: _inside(url) == 8)
     one.send_signal(signal.SIGTERM)
     time.sleep(0.2)
     assert _status(url + "/readyz") == 503
@@ -100,7 +111,5 @@ def test_readiness_ends_with_the_first_signal_and_life_with_the_second(process):
 
 
 def _ask_quietly(url):
-  try:
+  with contextlib.suppress(requests.RequestException):
     _ask(url)
-  except requests.RequestException:
-    pass

@@ -38,6 +38,9 @@ def test_warm_up_asks_in_all_lengths_before_it_is_ready():
   engine.warm_up(assistant)
   words = [len(text.split()) for text in assistant.texts]
   assert words == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+  assistant.texts.clear()
+  engine.warm_up(assistant, ["bone island"])
+  assert assistant.texts[9:11] == ["bone island", "bone island a"]
   one = engine.Engine(assistant)
   with pytest.raises(engine.NotReadyError):
     one.submit(_question(), 1)
