@@ -91,7 +91,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(assistant=None, *, keys=None, most=64, origins=(), **changes):
+def running(
+  assistant=None, *, keys=None, most=64, origins=(), hosts=(), **changes
+):
   """A server on a port of its own, in a thread, ready."""
   assistant = assistant or Assistant()
   log = []
@@ -109,6 +111,7 @@ def running(assistant=None, *, keys=None, most=64, origins=(), **changes):
       service,
       shelf.Shelf(pathlib.Path(folder) / "shelf"),
       origins=origins,
+      hosts=hosts,
       answer_volume=ANSWER_VOLUME,
       metrics=metrics,
       log=lambda **fields: log.append(fields),

@@ -25,11 +25,19 @@ Slicer asks.
 A file of keys holds a NAME and a KEY a line; a key is 16 characters or more.
 """
 
+# What this machine is called by itself.
+_OWN = ("localhost", "127.0.0.1", "[::1]")
+
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command; see `rcmed serve --help`."""
   args = _parser().parse_args(argv)
-  for package in ("fastapi", "python_multipart", "prometheus_client", "uvicorn"):
+  for package in (
+    "fastapi",
+    "python_multipart",
+    "prometheus_client",
+    "uvicorn",
+  ):
     extras.load(package, "The server", "serve")
   # Its parts need these packages, `rcmed serve --help` does not.
   serve = importlib.import_module("rcmed_jax.serve.server")
@@ -72,6 +80,7 @@ def main(argv: Sequence[str]) -> int:
       service,
       serve.shelf.Shelf(args.files or pathlib.Path(scratch)),
       origins=tuple(args.origin),
+      hosts=() if keys or not _is_own(args.host) else _OWN,
       metrics=metrics,
     )
     serve.run(app, host=args.host, port=args.port, drain_s=args.drain_s)

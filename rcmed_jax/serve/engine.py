@@ -24,6 +24,8 @@ from rcmed_jax.serve.assistant import Answer, Question
 FILL_S = 0.004
 # Batches that are taken from the queue at once; see `Assistant.stream`, ahead.
 AHEAD = 2
+# Of images that wait; a queue of the largest would take more than a host has.
+MOST_BYTES = 2 * 10**9
 # Sides of the image with which programs are compiled before the first request.
 _WARM_SIDE = 64
 # Words of the longest question that warm-up tries.
@@ -148,8 +150,8 @@ class Engine:
         self._queue = collections.deque(
           one for one in self._queue if not one.future.cancelled()
         )
-      if len(self._queue) >= self._most:
-        raise QueueFullError(f"{self._most} requests wait already")
+      if len(self._queue) >= self._most or self._is_heavy(question):
+        raise QueueFullError(f"{len(self._queue)} requests wait already")
       self._queue.append(_Waiting(question, future, now, now + timeout_s))
       self._changed.notify()
     return future
@@ -180,6 +182,11 @@ class Engine:
     finally:
       for future in running:
         future.cancel()
+
+  def _is_heavy(self, question: Question) -> bool:
+    """Whether its image is too much beside those that wait."""
+    held = sum(one.question.image_IJC.nbytes for one in self._queue)
+    return bool(held) and held + question.image_IJC.nbytes > MOST_BYTES
 
   def _run(self) -> None:
     try:

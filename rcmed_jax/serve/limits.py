@@ -39,6 +39,7 @@ class Limits:
   """
 
   body_bytes: int = 64 * MEGABYTE
+  bodies_bytes: int = 1000 * MEGABYTE  # of all requests that are inside
   body_s: float = 30.0  # to send a body, from its first byte to its last
   pixels: int = 40_000_000  # of an image, after decoding
   text: int = 4000  # characters of a prompt
@@ -125,9 +126,18 @@ class Rates:
 class Gate:
   """An ASGI application that lets requests through to another.
 
+  Args:
+    app: the other.
+    keys: who may ask.
+    limits: how much.
+    origins: whose web pages may ask, besides the server's own.
+    hosts: names by which the server may be called; (): any. A page elsewhere
+      can make its own name point to this machine and then seem the server's.
+
   Attributes:
     closed: new requests are refused; those inside are answered.
     inside: requests that were let in and are not answered yet.
+    held: bytes that these have sent.
   """
 
   def __init__(
@@ -137,6 +147,7 @@ class Gate:
     keys: Keys,
     limits: Limits,
     origins: tuple[str, ...] = (),
+    hosts: tuple[str, ...] = (),
   ):
     self.closed = False
     self.inside = 0
@@ -144,6 +155,8 @@ class Gate:
     self._keys = keys
     self._limits = limits
     self._origins = origins
+    self._hosts = hosts
+    self.held = 0
     self._rates = Rates(limits.rate)
 
   async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -155,14 +168,19 @@ class Gate:
       await errors.response(refused)(scope, receive, send)
       return
     self.inside += 1
+    seen = [0]
     try:
-      await self._app(scope, self._measured(receive), send)
+      await self._app(scope, self._measured(receive, seen), send)
     finally:
       self.inside -= 1
+      self.held -= seen[0]
 
   def _refused(self, scope: Scope) -> HTTPException | None:
     """Why the request is not let in; notes whose it is where it is."""
     headers = Headers(scope=scope)
+    name = headers.get("host", "").rpartition(":")
+    if self._hosts and (name[0] or name[2]) not in self._hosts:
+      return HTTPException(403, "the server is not called so")
     origin = headers.get("origin")
     if origin is not None and not self._is_own(origin, headers):
       return HTTPException(403, "pages of this origin may not ask here")
@@ -205,13 +223,17 @@ class Gate:
       413, f"the request is larger than {most:g} MB", {"Connection": "close"}
     )
 
-  def _measured(self, receive: Receive) -> Receive:
-    """`receive` that raises 413 or 408 for a body too large or too slow."""
-    seen, done = 0, False
+  def _measured(self, receive: Receive, seen: list[int]) -> Receive:
+    """`receive` that raises 413 or 408 for a body too large or too slow.
+
+    Args:
+      seen: its one number becomes the bytes that came.
+    """
+    done = False
     until: float | None = None
 
     async def measured() -> Message:
-      nonlocal seen, done, until
+      nonlocal done, until
       if done:  # what comes now is that the client leaves
         return await receive()
       clock = asyncio.get_running_loop().time
@@ -222,10 +244,14 @@ class Gate:
       except TimeoutError as error:
         close = {"Connection": "close"}
         raise HTTPException(408, "the body came too slowly", close) from error
-      seen += len(message.get("body", b""))
+      size = len(message.get("body", b""))
+      seen[0] += size
+      self.held += size
       done = not message.get("more_body", False)
-      if seen > self._limits.body_bytes:
+      if seen[0] > self._limits.body_bytes:
         raise self._too_large()
+      if self.held > self._limits.bodies_bytes:
+        raise errors.later(503, "too much is being sent at once", 5)
       return message
 
     return measured

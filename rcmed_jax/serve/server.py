@@ -46,6 +46,7 @@ class Application:
     service: what answers.
     kept: where clients' files lie.
     origins: whose pages may ask, "https://viewer.example.org".
+    hosts: see `limits.Gate`.
     answer_volume: see `monailabel.AnswerVolume`.
     metrics: of the engine and of this.
     log: takes the fields of an event.
@@ -60,6 +61,7 @@ class Application:
     kept: shelf.Shelf,
     *,
     origins: tuple[str, ...] = (),
+    hosts: tuple[str, ...] = (),
     answer_volume: monailabel.AnswerVolume | None = None,
     metrics: telemetry.Metrics | None = None,
     log: Callable[..., None] = telemetry.write_line,
@@ -76,7 +78,11 @@ class Application:
         allow_headers=("Authorization", "Content-Type"),
       )
     self.gate = limits.Gate(
-      inner, keys=service.keys, limits=service.limits, origins=origins
+      inner,
+      keys=service.keys,
+      limits=service.limits,
+      origins=origins,
+      hosts=hosts,
     )
     self._app = telemetry.Telemetry(self.gate, metrics, log)
     engine = service.engine

@@ -60,7 +60,11 @@ def test_it_is_not_open_to_others_without_being_told(begun, host):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
 def test_on_its_own_machine_it_needs_no_key(begun, host):
-  assert not begun(f"--host={host}")["app"].service.keys
+  app = begun(f"--host={host}")["app"]
+  assert not app.service.keys
+  refused = app.gate._refused
+  scope = {"path": "/info/", "headers": [(b"host", b"evil.example:80")]}
+  assert refused(scope).status_code == 403
 
 
 def test_limits_are_above_zero(begun):

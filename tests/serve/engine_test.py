@@ -87,6 +87,20 @@ def test_a_cancelled_request_gives_its_place_to_another(make):
   assert assistant.texts == ["light", "stays", "comes"]
 
 
+def test_images_that_wait_are_bounded_in_bytes(make, monkeypatch):
+  assistant = served.Assistant(rows=1)
+  one = make(assistant)
+  monkeypatch.setattr(engine, "MOST_BYTES", 2 * served.image().nbytes)
+  assistant.free.clear()
+  futures = [one.submit(_question(), 20)]
+  served.until(lambda: assistant.batches == [1])
+  futures += [one.submit(_question(), 20) for _ in range(2)]
+  with pytest.raises(engine.QueueFullError):
+    one.submit(_question(), 20)
+  assistant.free.set()
+  assert all(future.result(20) for future in futures)
+
+
 def test_who_waited_too_long_is_not_computed(make):
   assistant = served.Assistant(rows=1)
   one = make(assistant)

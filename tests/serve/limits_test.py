@@ -115,6 +115,35 @@ def test_other_origins_may_ask_only_where_they_are_named():
     assert own.status_code == 200
 
 
+def test_a_name_that_is_made_to_point_here_is_none_of_its_own():
+  with served.running(hosts=("127.0.0.1", "[::1]")) as at:
+    url = at.url + "/healthz"
+    for host, status in (
+      ("evil.example:8000", 403),
+      ("evil.example", 403),
+      ("127.0.0.1", 200),
+      ("[::1]:80", 200),
+    ):
+      reply = requests.get(url, headers={"Host": host}, timeout=20)
+      assert reply.status_code == status, host
+
+
+def test_all_bodies_together_are_bounded():
+  with served.running(bodies_bytes=150_000) as at:
+    head = (
+      b"POST /v1/segment HTTP/1.1\r\nHost: a\r\n"
+      b"Content-Type: application/json\r\nContent-Length: 100001\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", at.port)) as one:
+      one.sendall(head + bytes(100_000))
+      served.until(lambda: at.app.gate.held == 100_000)
+      reply = _post(at, bytes(60_000))
+      assert reply.status_code == 503
+      assert "Retry-After" in reply.headers
+    served.until(lambda: at.app.gate.held == 0)
+    assert _post(at, served.png()).status_code == 200
+
+
 def test_slow_bodies_and_headers_are_ended(monkeypatch):
   monkeypatch.setattr(server, "HEADERS_S", 0.3)
   with served.running(body_s=0.3) as at:
