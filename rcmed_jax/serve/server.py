@@ -185,14 +185,16 @@ def _paths(
     telemetry={"tracing": False, "metrics": False, "logs": False},
   )
   errors.add_handlers(app)
-  app.include_router(_state(service, metrics))
+  app.include_router(_state(service, metrics, answer_volume is not None))
   app.include_router(api.router(service))
   app.include_router(chat.router(service))
   app.include_router(monailabel.router(service, kept, answer_volume))
   return app
 
 
-def _state(service: asking.Service, metrics: telemetry.Metrics) -> APIRouter:
+def _state(
+  service: asking.Service, metrics: telemetry.Metrics, volumes: bool
+) -> APIRouter:
   """Whether it lives, whether it answers, what it can, how it does."""
   made = APIRouter()
 
@@ -216,7 +218,7 @@ def _state(service: asking.Service, metrics: telemetry.Metrics) -> APIRouter:
       "classes": service.classes,
       "images": [*payload.FORMATS, "DICOM"],
       "masks": api.MASKS,
-      "volumes": False,
+      "volumes": volumes,
       "batch": service.engine.rows,
       "limits": {
         "body_bytes": told.body_bytes,

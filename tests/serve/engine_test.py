@@ -72,15 +72,18 @@ def test_those_that_wait_share_a_batch(make):
 
 def test_a_cancelled_request_gives_its_place_to_another(make):
   assistant = served.Assistant(rows=1)
-  one = make(assistant, most=2)
+  one = make(assistant, most=3)
   assistant.free.clear()
   first = one.submit(_question(), 20)
   served.until(lambda: assistant.batches == [1])
-  left, stays = (one.submit(_question(text), 20) for text in ("left", "stays"))
+  left, leaves, stays = (
+    one.submit(_question(text), 20) for text in ("left", "leaves", "stays")
+  )
   with pytest.raises(engine.QueueFullError):
     one.submit(_question(), 20)
   assert left.cancel()
   comes = one.submit(_question("comes"), 20)
+  assert leaves.cancel()
   assistant.free.set()
   for future in (first, stays, comes):
     assert future.result(20).answer.targets[0].present
