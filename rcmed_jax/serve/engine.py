@@ -157,11 +157,20 @@ class Engine:
     return future
 
   def stream(
-    self, questions: Iterable[Question], *, timeout_s: float = 600.0
+    self,
+    questions: Iterable[Question],
+    *,
+    ahead: int = 1,
+    timeout_s: float = 600.0,
   ) -> Iterator[tuple[int, Answer]]:
     """(number, answer) of many questions in order, such as a volume's slices.
 
-    Two batches of them wait at a time, so that other requests come in between.
+    As an assistant's, so that one can stand in the other's place. Few of them
+    wait at a time, so that other requests come in between.
+
+    Args:
+      ahead: batches that wait beside the one that is answered.
+      timeout_s: for each of them.
 
     Raises:
       As `submit`, and what an answer ends in.
@@ -172,7 +181,7 @@ class Engine:
     number = 0
     try:
       for question in questions:
-        if len(running) >= AHEAD * self.rows:
+        if len(running) >= (1 + ahead) * self.rows:
           yield number, running.popleft().result().answer
           number += 1
         running.append(self.submit(question, timeout_s))

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from rcmed_jax.data.checks import DataError
 from rcmed_jax.serve.engine import NotReadyError, QueueFullError
 
 # Status -> OpenAI's word for it.
@@ -111,6 +112,16 @@ def add_handlers(app: FastAPI) -> None:
     fault = error.errors()[0]
     field = ".".join(map(str, fault["loc"]))
     return JSONResponse(body(422, f"{field}: {fault['msg']}", field), 422)
+
+  @app.exception_handler(DataError)
+  def _(request: Request, error: DataError) -> JSONResponse:
+    # Without its path, which is ours or names a patient.
+    message = f"{error.field}: {error.message}. {error.remedy}"
+    return JSONResponse(body(400, message, error.field), 400)
+
+  @app.exception_handler(NotImplementedError)
+  def _(request: Request, error: NotImplementedError) -> JSONResponse:
+    return JSONResponse(body(501, str(error)), 501)
 
   @app.exception_handler(QueueFullError)
   def _(request: Request, error: QueueFullError) -> JSONResponse:

@@ -44,15 +44,22 @@ class AnswerVolume(Protocol):
   def __call__(
     self,
     engine: Engine,
-    paths: list[pathlib.Path],
+    path: pathlib.Path,
     text: str,
     out: pathlib.Path,
+    *,
+    describe: bool,
   ) -> dict[str, int]:
-    """Writes a label map to `out`; class -> its value comes back.
+    """Writes a label map to `out`, .nii.gz; class -> its value comes back.
 
     Args:
       engine: has `rows` and `stream`, as an assistant does.
-      paths: of one file, or of a DICOM series.
+      path: a file, or the folder of a DICOM series.
+      describe: the text asks for a description.
+
+    Raises:
+      DataError: it cannot be read.
+      NotImplementedError: nothing here reads it.
     """
     ...
 
@@ -214,7 +221,8 @@ def _add_infer(
   @made.post(
     "/infer/{model}",
     responses=errors.DOCUMENTED
-    | {200: {"content": {"multipart/form-data": {}}}},
+    | {200: {"content": {"multipart/form-data": {}}}}
+    | {501: {"description": "A volume of a kind that is not answered"}},
   )
   async def infer(
     request: Request,
@@ -230,41 +238,58 @@ def _add_infer(
       form = await asking.form_of(request)
       try:
         params = _params(form)
-        paths = await service.work(
+        path = await service.work(
           lambda: _found(kept, form, scratch, request, session_id, image)
         )
       finally:
         await form.close()
-      text, describe = _asked(params, service)
-      if len(paths) > 1 or paths[0].name.lower().endswith(_VOLUMES):
-        answer = answer_volume
-        if answer is None:
-          raise HTTPException(
-            501, "volumes are not answered here; send a slice as a picture"
-          )
-        out = scratch / "label.nrrd"
-        names = await service.work(
-          lambda: answer(service.engine, paths, text, out)
-        )
-        said, data = {"label_names": names}, out.read_bytes()
-        suffix = ".nrrd"
+      if path.is_dir() or path.name.lower().endswith(_VOLUMES):
+        out = scratch / "label.nii.gz"
+        said = await _volume(service, params, path, out, answer_volume)
       else:
-        suffix = str(params.get("result_extension", ".png"))
-        if suffix not in _PICTURES:
-          raise errors.BadFieldError(
-            "params.result_extension", f"expected {' or '.join(_PICTURES)}"
-          )
-        image_IJC = await service.work(
-          lambda: payload.picture_of(paths[0], "image", service.limits.pixels)
-        )
-        answered = await service.ask(
-          request, image_IJC, text, describe=describe
-        )
-        labels_IJ, said = label_map(answered.answer, image_IJC.shape[:2])
-        data = await service.work(lambda: _file(labels_IJ, suffix, scratch))
-    if output == "json":
-      return JSONResponse(said)
-    return multipart(said, f"label{suffix}", data)
+        out = scratch / f"label{_suffix(params)}"
+        said = await _picture(service, request, params, path, out)
+      if output == "json":
+        return JSONResponse(said)
+      return multipart(said, out.name, out.read_bytes())
+
+
+async def _volume(
+  service: asking.Service,
+  params: dict[str, Any],
+  path: pathlib.Path,
+  out: pathlib.Path,
+  answer_volume: AnswerVolume | None,
+) -> dict[str, Any]:
+  """Writes a volume's label map; what is said beside it comes back."""
+  if answer_volume is None:
+    raise NotImplementedError(
+      "volumes are not answered here; send a slice as a picture"
+    )
+  text, describe = _asked(params, service)
+  names = await service.work(
+    lambda: answer_volume(service.engine, path, text, out, describe=describe)
+  )
+  return {"label_names": names}
+
+
+async def _picture(
+  service: asking.Service,
+  request: Request,
+  params: dict[str, Any],
+  path: pathlib.Path,
+  out: pathlib.Path,
+) -> dict[str, Any]:
+  """Writes a picture's label map; what is said beside it comes back."""
+  text, describe = _asked(params, service)
+  most = service.limits.pixels
+  image_IJC = await service.work(
+    lambda: payload.picture_of(path, "image", most)
+  )
+  answered = await service.ask(request, image_IJC, text, describe=describe)
+  labels_IJ, said = label_map(answered.answer, image_IJC.shape[:2])
+  await service.work(lambda: _write(labels_IJ, out))
+  return said
 
 
 def label_map(
@@ -340,17 +365,23 @@ def _found(
   request: Request,
   session_id: str,
   image: str,
-) -> list[pathlib.Path]:
-  """The files that are asked about: in the request, a session, or kept."""
+) -> pathlib.Path:
+  """What is asked about: a file in the request, a session's, or one kept.
+
+  The folder of a session that holds several.
+  """
   if "file" in form:
     name, write = _incoming(asking.file_of(form, "file"))
-    path = scratch / payload.base_name(name, "file")
+    folder = scratch / "file"
+    folder.mkdir()
+    path = folder / payload.base_name(name, "file")
     write(path)
-    return [path]
+    return path
   if session_id:
-    return kept.session(session_id, request.state.caller).paths
+    session = kept.session(session_id, request.state.caller)
+    return session.paths[0] if len(session.names) == 1 else session.folder
   if image:
-    return [kept.image(image)]
+    return kept.image(image)
   raise errors.BadFieldError("file", "give a file, a session or an image", 400)
 
 
@@ -364,12 +395,21 @@ def _incoming(file: UploadFile) -> shelf.Incoming:
   return file.filename or "", write
 
 
-def _file(labels_IJ: np.ndarray, suffix: str, scratch: pathlib.Path) -> bytes:
-  """A label map as a file's bytes."""
-  path = scratch / f"map{suffix}"
-  if suffix == ".nrrd":
-    # Columns first, one slice: as 3D Slicer holds a picture.
+def _suffix(params: dict[str, Any]) -> str:
+  """What a picture's label map is to be written as."""
+  suffix = params.get("result_extension", _PICTURES[0])
+  if suffix not in _PICTURES:
+    raise errors.BadFieldError(
+      "params.result_extension", f"expected {' or '.join(_PICTURES)}"
+    )
+  return suffix
+
+
+def _write(labels_IJ: np.ndarray, path: pathlib.Path) -> None:
+  """Writes a label map as PNG or NRRD."""
+  if path.suffix == ".nrrd":
     nrrd = extras.load("nrrd", "Label maps as NRRD", "dicom")
+    # Columns first, one slice: as 3D Slicer holds a picture.
     nrrd.write(
       str(path),
       np.asfortranarray(labels_IJ.T[:, :, None]),
@@ -382,7 +422,6 @@ def _file(labels_IJ: np.ndarray, suffix: str, scratch: pathlib.Path) -> bytes:
     )
   elif not cv2.imwrite(str(path), labels_IJ):
     raise OSError("a label map could not be written; is the disk full?")
-  return path.read_bytes()
 
 
 def _told(session: shelf.Session) -> dict[str, Any]:

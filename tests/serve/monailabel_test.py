@@ -13,6 +13,7 @@ import pytest
 import requests
 import served
 
+from rcmed_jax.data import checks
 from rcmed_jax.serve import monailabel, shelf
 from rcmed_jax.serve.assistant import Answer, Found
 
@@ -261,8 +262,13 @@ def test_sessions_end_by_themselves(tmp_path, monkeypatch):
 def test_volumes_go_to_what_answers_them(monkeypatch):
   seen = []
 
-  def answer_volume(engine, paths, text, out):
-    seen.append((engine.rows, [path.name for path in paths], text))
+  def answer_volume(engine, path, text, out, *, describe):
+    if text == "bad":
+      raise checks.DataError(path, "image", "it is bad", "Get another")
+    if text == "other":
+      raise NotImplementedError("only NIfTI is answered")
+    names = sorted(one.name for one in path.iterdir()) if path.is_dir() else []
+    seen.append((engine.rows, names or [path.name], text, describe))
     out.write_bytes(b"volume")
     return {"bright": 1}
 
@@ -270,13 +276,17 @@ def test_volumes_go_to_what_answers_them(monkeypatch):
   with served.running() as at:
     reply = _infer(at, name="/x/a.nii.gz", data=b"x")
     parts = _parts(reply.headers["content-type"], reply.content)
-    assert parts["image"] == ("label.nrrd", b"volume")
+    assert parts["image"] == ("label.nii.gz", b"volume")
     assert json.loads(parts["params"][1]) == {"label_names": {"bright": 1}}
     files = [("files", (name, b"x")) for name in ("1.dcm", "2.dcm")]
     told = requests.put(at.url + "/session/", files=files, timeout=20).json()
     _infer(at, f"?session_id={told['session_id']}", name=None)
-  assert seen[0] == (4, ["a.nii.gz"], "light")
-  assert seen[1] == (4, ["1.dcm", "2.dcm"], "light")
+    for text, status in (("bad", 400), ("other", 501)):
+      reply = _infer(at, params={"prompt": text}, name="Jane.nii", data=b"x")
+      assert reply.status_code == status
+      assert "Jane" not in reply.text
+  assert seen[0] == (4, ["a.nii.gz"], "light", False)
+  assert seen[1] == (4, ["1.dcm", "2.dcm"], "light", False)
 
 
 def test_where_masks_overlap_the_last_is_seen():
