@@ -28,6 +28,8 @@ AHEAD = 2
 MOST_BYTES = 2 * 10**9
 # Sides of the image with which programs are compiled before the first request.
 _WARM_SIDE = 64
+# Between two tries for a place in a full queue.
+_RETRY_S = 0.05
 # Words of the longest question that warm-up tries.
 _MOST_WORDS = 4096
 
@@ -173,7 +175,8 @@ class Engine:
       timeout_s: for each of them.
 
     Raises:
-      As `submit`, and what an answer ends in.
+      As `submit`, with patience while the queue is full, and what an answer
+      ends in.
     """
     running: collections.deque[concurrent.futures.Future[Answered]] = (
       collections.deque()
@@ -184,13 +187,26 @@ class Engine:
         if len(running) >= (1 + ahead) * self.rows:
           yield number, running.popleft().result().answer
           number += 1
-        running.append(self.submit(question, timeout_s))
+        running.append(self._submit_patiently(question, timeout_s))
       while running:
         yield number, running.popleft().result().answer
         number += 1
     finally:
       for future in running:
         future.cancel()
+
+  def _submit_patiently(
+    self, question: Question, timeout_s: float
+  ) -> "concurrent.futures.Future[Answered]":
+    """As `submit`, but waits for a place: a volume is not asked for twice."""
+    until = time.monotonic() + timeout_s
+    while True:
+      try:
+        return self.submit(question, timeout_s)
+      except QueueFullError:
+        if time.monotonic() > until:
+          raise
+      time.sleep(_RETRY_S)
 
   def _is_heavy(self, question: Question) -> bool:
     """Whether its image is too much beside those that wait."""

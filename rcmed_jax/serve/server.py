@@ -9,6 +9,7 @@ the process ends. A second signal ends it at once.
 
 import asyncio
 from collections.abc import Callable
+import logging
 import time
 from typing import Any
 
@@ -35,6 +36,8 @@ from rcmed_jax.serve import (
 
 # For a client to send a request's first line and headers.
 HEADERS_S = 10.0
+# Of libraries that would otherwise write to standard error as they please.
+_LOGGERS = ("uvicorn", "python_multipart", "asyncio", "pydicom")
 # Connections at once; each takes a little memory before the gate sees it.
 _MOST_CONNECTIONS = 1000
 
@@ -153,6 +156,9 @@ def run(app: Application, *, host: str, port: int, drain_s: float) -> None:
     RuntimeError: the model could not be made ready.
   """
   engine = app.service.engine
+  handler = telemetry.LibraryLog(app.log)
+  for name in _LOGGERS:
+    logging.getLogger(name).addHandler(handler)
   server = Server(app, host=host, port=port, drain_s=drain_s)
   app.log(event="start", host=host, port=port, model=app.service.name)
   engine.start()
@@ -161,6 +167,8 @@ def run(app: Application, *, host: str, port: int, drain_s: float) -> None:
   except SystemExit as error:  # what uvicorn makes of a port that is taken
     raise OSError(f"port {port} of {host} cannot be listened on.") from error
   finally:
+    for name in _LOGGERS:
+      logging.getLogger(name).removeHandler(handler)
     if engine.ready:
       engine.stop()
     app.log(event="stop", unanswered=app.gate.inside)

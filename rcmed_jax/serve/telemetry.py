@@ -7,6 +7,7 @@ for.
 
 from collections.abc import Callable
 import json
+import logging
 import sys
 import time
 import traceback
@@ -64,6 +65,26 @@ def write_line(**fields: Any) -> None:
   """Writes one event to standard error, as JSON."""
   line = json.dumps({"time": round(time.time(), 3), **fields})
   print(line, file=sys.stderr, flush=True)
+
+
+class LibraryLog(logging.Handler):
+  """Turns what libraries log into events, without what they fill in.
+
+  A message's template says what happened; its values may be of a patient.
+  """
+
+  def __init__(self, log: Callable[..., None] = write_line):
+    super().__init__(logging.WARNING)
+    self._log = log
+
+  def emit(self, record: logging.LogRecord) -> None:
+    """Logs one record."""
+    self._log(
+      event="library",
+      logger=record.name,
+      level=record.levelname,
+      message=str(record.msg),
+    )
 
 
 class Telemetry:

@@ -3,6 +3,7 @@
 import base64
 import concurrent.futures
 import json
+import logging
 import sys
 
 import cv2
@@ -13,7 +14,7 @@ import requests
 import served
 
 from rcmed_jax.ingest.pictures import rle
-from rcmed_jax.serve import api
+from rcmed_jax.serve import api, telemetry
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +203,18 @@ def test_states_and_abilities(at):
   assert reply.json()["error"]["type"] == "not_found_error"
   paths = requests.get(at.url + "/openapi.json", timeout=20).json()["paths"]
   assert "/v1/segment" in paths
+
+
+def test_what_libraries_log_is_said_without_its_values():
+  lines = []
+  logger = logging.getLogger("a_library")
+  handler = telemetry.LibraryLog(lambda **fields: lines.append(fields))
+  logger.addHandler(handler)
+  logger.warning("cannot read %s", "JaneDoe1970")
+  logger.removeHandler(handler)
+  (line,) = lines
+  assert line["message"] == "cannot read %s"
+  assert (line["event"], line["logger"]) == ("library", "a_library")
 
 
 def test_logs_and_metrics_hold_no_prompt_name_or_id(at):

@@ -152,6 +152,18 @@ def test_a_stream_is_in_order_and_lets_others_in_between(make):
   assert assistant.texts.index("other") < 15
 
 
+def test_a_stream_waits_for_a_place(make):
+  assistant = served.Assistant(rows=1, batch_s=0.01)
+  one = make(assistant, most=1)
+  assistant.free.clear()
+  others = [one.submit(_question(), 20)]
+  served.until(lambda: assistant.batches == [1])
+  others.append(one.submit(_question(), 20))
+  threading.Timer(0.2, assistant.free.set).start()
+  assert len(list(one.stream(_question() for _ in range(5)))) == 5
+  assert all(other.done() for other in others)
+
+
 def test_stop_answers_what_waits_and_refuses_the_rest(make):
   assistant = served.Assistant(rows=1, batch_s=0.01)
   one = make(assistant)

@@ -105,14 +105,26 @@ def test_keys_are_asked_for_and_rates_are_kept():
 
 def test_other_origins_may_ask_only_where_they_are_named():
   named = "https://viewer.example.org"
-  with served.running(origins=(named,)) as at:
+  allowed = "Access-Control-Allow-Origin"
+  with served.running(origins=(named,), keys={"ward": served.KEY}) as at:
     url = at.url + "/v1/models"
+    key = {"Authorization": f"Bearer {served.KEY}"}
     for origin, status in ((named, 200), ("https://evil.example", 403)):
-      reply = requests.get(url, headers={"Origin": origin}, timeout=20)
-      assert reply.status_code == status
-    assert reply.headers.get("Access-Control-Allow-Origin") is None
-    own = requests.get(url, headers={"Origin": at.url}, timeout=20)
+      asks = {"Origin": origin, "Access-Control-Request-Method": "GET"}
+      asks["Access-Control-Request-Headers"] = "authorization"
+      for reply in (
+        requests.options(url, headers=asks, timeout=20),
+        requests.get(url, headers=key | {"Origin": origin}, timeout=20),
+      ):
+        assert reply.status_code == status
+        expected = named if status == 200 else None
+        assert reply.headers.get(allowed) == expected
+    own = requests.get(url, headers=key | {"Origin": at.url}, timeout=20)
     assert own.status_code == 200
+  with served.running() as at:
+    asks = {"Origin": named, "Access-Control-Request-Method": "POST"}
+    reply = requests.options(at.url + "/v1/segment", headers=asks, timeout=20)
+    assert (reply.status_code, reply.headers.get(allowed)) == (403, None)
 
 
 def test_a_name_that_is_made_to_point_here_is_none_of_its_own():
