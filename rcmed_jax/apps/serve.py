@@ -83,8 +83,10 @@ def main(argv: Sequence[str]) -> int:
       hosts=() if keys or not _is_own(args.host) else _OWN,
       metrics=metrics,
     )
-    serve.run(app, host=args.host, port=args.port, drain_s=args.drain_s)
-  return 0
+    dropped = serve.run(
+      app, host=args.host, port=args.port, drain_s=args.drain_s
+    )
+  return 1 if dropped else 0
 
 
 def _parser() -> argparse.ArgumentParser:

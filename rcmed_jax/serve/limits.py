@@ -137,7 +137,8 @@ class Gate:
   Attributes:
     closed: new requests are refused; those inside are answered.
     inside: requests that were let in and are not answered yet.
-    held: bytes that these have sent.
+    dropped: requests that were inside when the process had to end.
+    held: bytes that those inside have sent.
   """
 
   def __init__(
@@ -151,6 +152,7 @@ class Gate:
   ):
     self.closed = False
     self.inside = 0
+    self.dropped = 0
     self._app = app
     self._keys = keys
     self._limits = limits
@@ -171,6 +173,9 @@ class Gate:
     seen = [0]
     try:
       await self._app(scope, self._measured(receive, seen), send)
+    except asyncio.CancelledError:  # only the end of the process does so
+      self.dropped += 1
+      raise
     finally:
       self.inside -= 1
       self.held -= seen[0]

@@ -4,7 +4,8 @@ From the outside in: telemetry, which sees every request; the gate, which lets
 few of them through (`limits`); CORS; the paths.
 
 SIGTERM closes the gate: new requests get 503, those inside are answered, then
-the process ends. A second signal ends it at once.
+the process ends. A second signal ends it a second later, with the batch that is
+with the devices.
 """
 
 import asyncio
@@ -122,7 +123,7 @@ class Server(uvicorn.Server):
         server_header=False,
         proxy_headers=False,
         limit_concurrency=_MOST_CONNECTIONS,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=1,
       )
     )
     self._application = app
@@ -130,12 +131,17 @@ class Server(uvicorn.Server):
     self._until: float | None = None
 
   def handle_exit(self, sig: int, frame: Any) -> None:
-    """The first signal closes the gate; see the top of this file."""
-    if self._until is not None:
-      super().handle_exit(sig, frame)
-      return
-    self._application.gate.closed = True
-    self._until = time.monotonic() + self._drain_s
+    """The first signal closes the gate; see the top of this file.
+
+    Not as uvicorn does, which raises the signal again once it is done, so that
+    the process would die of it with nothing written.
+    """
+    now = time.monotonic()
+    if self._until is None:
+      self._application.gate.closed = True
+      self._until = now + self._drain_s
+    else:
+      self._until = now
 
   async def on_tick(self, counter: int) -> bool:
     """Called ten times a second."""
@@ -148,8 +154,8 @@ class Server(uvicorn.Server):
     return await super().on_tick(counter)
 
 
-def run(app: Application, *, host: str, port: int, drain_s: float) -> None:
-  """Serves until a signal; returns once all that was let in is answered.
+def run(app: Application, *, host: str, port: int, drain_s: float) -> int:
+  """Serves until a signal; how many were let in and not answered comes back.
 
   Raises:
     OSError: the port is taken.
@@ -171,9 +177,10 @@ def run(app: Application, *, host: str, port: int, drain_s: float) -> None:
       logging.getLogger(name).removeHandler(handler)
     if engine.ready:
       engine.stop()
-    app.log(event="stop", unanswered=app.gate.inside)
+    app.log(event="stop", unanswered=app.gate.dropped)
   if engine.failed is not None:
     raise RuntimeError("the model could not be made ready") from engine.failed
+  return app.gate.dropped
 
 
 def _paths(

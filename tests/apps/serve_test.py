@@ -20,6 +20,7 @@ def begun(monkeypatch):
 
   def run(app, **told):
     seen.update(app=app, **told)
+    return 0
 
   monkeypatch.setattr(answering, "load_assistant", load)
   monkeypatch.setattr(server, "run", run)
