@@ -1,0 +1,145 @@
+"""`rcmed serve`: a model behind HTTP."""
+
+import argparse
+from collections.abc import Sequence
+import importlib
+import ipaddress
+import pathlib
+import tempfile
+
+from etils import epath
+
+from rcmed_jax.apps import answering, runs
+from rcmed_jax.data import extras
+from rcmed_jax.serve import engine, new_classes
+
+_EXAMPLE = """\
+paths: POST /v1/segment, POST /v1/chat/completions, GET /v1/models,
+/capabilities, /healthz, /readyz, /metrics, and those of MONAI Label, which 3D
+Slicer asks.
+
+  rcmed serve --workdir runs/first
+  curl -F image=@scan.png -F prompt='Where is the liver?' \\
+    http://127.0.0.1:8000/v1/segment
+
+A file of keys holds a NAME and a KEY a line; a key is 16 characters or more.
+"""
+
+# What this machine is called by itself.
+_OWN = ("localhost", "127.0.0.1", "[::1]")
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the command; see `rcmed serve --help`."""
+  args = _parser().parse_args(argv)
+  for package in (
+    "fastapi",
+    "python_multipart",
+    "prometheus_client",
+    "uvicorn",
+  ):
+    extras.load(package, "The server", "serve")
+  # Its parts need these packages, `rcmed serve --help` does not.
+  serve = importlib.import_module("rcmed_jax.serve.server")
+  keys = serve.limits.Keys()
+  if args.keys:
+    keys = serve.limits.read_keys(args.keys)
+  elif not args.no_keys and not _is_own(args.host):
+    raise ValueError(
+      f"--host={args.host} can be reached from elsewhere: give --keys=FILE, or "
+      "--no-keys if everybody there may ask."
+    )
+  told = serve.limits.Limits(
+    body_bytes=args.most_mb * serve.limits.MEGABYTE,
+    pixels=args.most_pixels,
+    answer_s=args.answer_s,
+    rate=args.rate,
+  )
+  assistant = answering.load_assistant(
+    args.workdir or runs.newest(),
+    rows=args.rows,
+    classes=args.classes,
+    in_int8=args.int8,
+  )
+  metrics = serve.telemetry.Metrics()
+  service = serve.asking.Service(
+    engine=engine.Engine(
+      assistant,
+      most=args.most_waiting,
+      batched=metrics.rows.observe,
+      # All new classes share one program.
+      warm=[new_classes.load(path).name for path in args.classes[:1]],
+    ),
+    limits=told,
+    keys=keys,
+    name=args.name,
+    log_prompts=args.log_prompts,
+  )
+  with tempfile.TemporaryDirectory() as scratch:
+    app = serve.Application(
+      service,
+      serve.shelf.Shelf(args.files or pathlib.Path(scratch)),
+      origins=tuple(args.origin),
+      hosts=() if keys or not _is_own(args.host) else _OWN,
+      metrics=metrics,
+    )
+    dropped = serve.run(
+      app, host=args.host, port=args.port, drain_s=args.drain_s
+    )
+  return 1 if dropped else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    "rcmed serve",
+    allow_abbrev=False,
+    description="Answers over HTTP until SIGTERM; then ends what it began.",
+    epilog=_EXAMPLE,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add(
+    "--workdir",
+    type=epath.Path,
+    help="a run or a converted checkpoint; default: the newest in runs/",
+  )
+  add("--host", default="127.0.0.1", help="address; default: %(default)s")
+  add("--port", type=int, default=8000)
+  add("--name", default="rcmed", help="of the model, in requests")
+  add("--keys", type=pathlib.Path, help="file of those who may ask")
+  add("--no-keys", action="store_true", help="everybody may ask")
+  add(
+    "--origin",
+    action="append",
+    default=[],
+    help="whose web pages may ask, https://viewer.example.org; may be repeated",
+  )
+  add("--rows", type=int, default=1, help="requests answered together")
+  add("--most-waiting", type=int, default=64, help="requests that may wait")
+  add("--rate", type=float, default=120.0, help="requests a minute and caller")
+  add("--answer-s", type=float, default=120.0, help="longest wait, in seconds")
+  add("--most-mb", type=int, default=64, help="of one request")
+  add("--most-pixels", type=int, default=40_000_000, help="of one image")
+  add("--drain-s", type=float, default=60.0, help="to end in, after SIGTERM")
+  add(
+    "--files",
+    type=pathlib.Path,
+    help="keeps what viewers upload; default: a folder that goes at the end",
+  )
+  add(
+    "--log-prompts",
+    action="store_true",
+    help="write prompts to the log, which may hold patients' data",
+  )
+  answering.add_flags(parser)
+  return parser
+
+
+def _is_own(host: str) -> bool:
+  """Whether only this machine reaches the address."""
+  if host == "localhost":
+    return True
+  try:
+    return ipaddress.ip_address(host).is_loopback
+  except ValueError:
+    return False

@@ -1,0 +1,238 @@
+"""POST /v1/segment: its bodies, and what an answer becomes in JSON."""
+
+import base64
+from collections.abc import Sequence
+import time
+from typing import Annotated, Any, Literal
+
+import cv2
+from fastapi import APIRouter, Request
+import numpy as np
+import pydantic
+from starlette.datastructures import FormData, UploadFile
+
+from rcmed_jax.serve import asking, errors, payload
+from rcmed_jax.serve.assistant import Answer, Found
+from rcmed_jax.serve.engine import Answered
+
+MASKS = ("png", "rle", "none")
+# Of one request; an answer holds far fewer masks.
+_MOST_CLASSES = 64
+
+# What a form's texts stand for.
+_BOOLEANS = {"true": True, "false": False}
+
+Name = Annotated[pydantic.StrictStr, pydantic.Field(min_length=1)]
+
+
+class Wanted(pydantic.BaseModel):
+  """What is asked of an image: a prompt, or classes."""
+
+  model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+  prompt: str | None = None
+  classes: (
+    Annotated[
+      list[Name], pydantic.Field(min_length=1, max_length=_MOST_CLASSES)
+    ]
+    | None
+  ) = None
+  modality: Name | None = pydantic.Field(
+    None, description='in words, "computed tomography"; used with classes'
+  )
+  describe: pydantic.StrictBool = pydantic.Field(
+    False, description="the prompt asks for a description, names no target"
+  )
+  masks: Literal["png", "rle", "none"] = "png"
+
+
+class SegmentBody(Wanted):
+  """The body as JSON."""
+
+  image: str = pydantic.Field(
+    description="PNG, JPEG, TIFF or DICOM: base64, or a data: URL"
+  )
+
+
+class Mask(pydantic.BaseModel):
+  """A mask on the image's own grid."""
+
+  format: Literal["png", "rle"]
+  size: tuple[int, int]  # rows, columns
+  # png: base64, 255 where the target is.
+  data: str | None = None
+  # rle: lengths of runs, down the columns, zeros first, as COCO's.
+  counts: list[int] | None = None
+
+
+class Target(pydantic.BaseModel):
+  """One thing that the answer speaks of."""
+
+  name: str = pydantic.Field(serialization_alias="class")
+  present: bool
+  box: tuple[int, int, int, int] | None  # x0, y0, x1, y1; x1, y1 exclusive
+  confidence: float  # 0..1
+  mask: Mask | None
+
+
+class Timings(pydantic.BaseModel):
+  """Seconds."""
+
+  decode_s: float
+  queue_s: float
+  answer_s: float
+  total_s: float
+  shared: int  # requests that were answered together
+
+
+class SegmentAnswer(pydantic.BaseModel):
+  """What comes back."""
+
+  text: str  # with <p> phrases, and a [SEG] for each mask
+  modality: str | None
+  targets: list[Target]
+  unanswered: list[str]  # classes that were asked for and not spoken of
+  timings: Timings
+
+
+def router(service: asking.Service) -> APIRouter:
+  """The path of `POST /v1/segment`."""
+  made = APIRouter()
+  schema = SegmentBody.model_json_schema()
+  form = Wanted.model_json_schema()
+  form["properties"]["image"] = {"type": "string", "format": "binary"}
+  form["required"] = ["image"]
+  content = {
+    "application/json": {"schema": schema},
+    "multipart/form-data": {"schema": form},
+  }
+
+  @made.post(
+    "/v1/segment",
+    responses=errors.DOCUMENTED
+    | {415: {"description": "Neither JSON nor multipart"}},
+    openapi_extra={"requestBody": {"required": True, "content": content}},
+  )
+  async def segment(request: Request) -> SegmentAnswer:
+    began = time.monotonic()
+    wanted, data = await _read(request)
+    text = asking.prompt_of(
+      wanted.prompt, wanted.classes, wanted.modality, service.limits
+    )
+    image_IJC = await service.picture(data, "image")
+    decoded = time.monotonic()
+    answered = await service.ask(
+      request, image_IJC, text, describe=wanted.describe
+    )
+    made = await service.work(lambda: targets(answered.answer, wanted.masks))
+    now = time.monotonic()
+    return SegmentAnswer(
+      text=answered.answer.text,
+      modality=answered.answer.modality,
+      targets=made,
+      unanswered=_unanswered(wanted.classes or (), answered.answer),
+      timings=_timings(answered, decoded - began, now - began),
+    )
+
+  return made
+
+
+def targets(answer: Answer, masks: str) -> list[Target]:
+  """An answer's targets, in its order.
+
+  Args:
+    masks: one of `MASKS`.
+  """
+  return [_target(found, masks) for found in answer.targets]
+
+
+def _target(found: Found, masks: str) -> Target:
+  mask = None
+  if found.mask_IJ is not None and masks != "none":
+    rows, columns = found.mask_IJ.shape
+    mask = Mask(format="png", size=(rows, columns))
+    if masks == "rle":
+      mask = Mask(format="rle", size=(rows, columns))
+      mask.counts = runs(found.mask_IJ)
+    else:
+      mask.data = base64.b64encode(png(found.mask_IJ)).decode()
+  return Target(
+    name=found.name,
+    present=found.present,
+    box=found.box,
+    confidence=round(found.confidence, 4),
+    mask=mask,
+  )
+
+
+def png(mask_IJ: np.ndarray) -> bytes:
+  """A PNG file, 255 where the mask is."""
+  done, data = cv2.imencode(".png", mask_IJ.astype(np.uint8) * 255)
+  if not done:
+    raise RuntimeError("a mask could not be written as PNG")
+  return data.tobytes()
+
+
+def runs(mask_IJ: np.ndarray) -> list[int]:
+  """Lengths of runs, which `ingest.pictures.rle.decode` undoes."""
+  flat = mask_IJ.T.ravel()
+  ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+  edges = np.concatenate(([0], ends, [len(flat)]))
+  lengths = np.diff(edges).tolist()
+  return [0, *lengths] if flat[0] else lengths
+
+
+async def _read(request: Request) -> tuple[Wanted, bytes]:
+  """What is wanted, and the image's bytes."""
+  kind = request.headers.get("content-type", "").partition(";")[0].strip()
+  try:
+    if kind.lower() != "application/json":
+      return await _read_form(request)
+    body = SegmentBody.model_validate_json(await request.body())
+  except pydantic.ValidationError as error:
+    raise errors.first_fault(error) from None
+  wanted = Wanted(**body.model_dump(exclude={"image"}))
+  return wanted, payload.from_text(body.image, "image", bare=True)
+
+
+async def _read_form(request: Request) -> tuple[Wanted, bytes]:
+  form = await asking.form_of(request)
+  try:
+    data = await asking.file_of(form, "image").read()
+    fields = _fields(form)
+  finally:
+    await form.close()
+  return Wanted.model_validate(fields), data
+
+
+def _fields(form: FormData) -> dict[str, Any]:
+  """A form's texts as JSON would have them; `classes` may come repeatedly."""
+  fields: dict[str, Any] = {}
+  for name, value in form.multi_items():
+    if isinstance(value, UploadFile):
+      if name != "image":
+        raise errors.BadFieldError(name, "expected text and no file")
+    elif name == "classes":
+      fields.setdefault(name, []).append(value)
+    elif name in fields:
+      raise errors.BadFieldError(name, "it is given twice")
+    elif name == "describe":
+      fields[name] = _BOOLEANS.get(value, value)
+    else:
+      fields[name] = value
+  return fields
+
+
+def _unanswered(classes: Sequence[str], answer: Answer) -> list[str]:
+  said = {found.name.lower() for found in answer.targets}
+  return [name for name in classes if name.lower() not in said]
+
+
+def _timings(answered: Answered, decode_s: float, total_s: float) -> Timings:
+  return Timings(
+    decode_s=round(decode_s, 4),
+    queue_s=round(answered.queue_s, 4),
+    answer_s=round(answered.answer_s, 4),
+    total_s=round(total_s, 4),
+    shared=answered.shared,
+  )

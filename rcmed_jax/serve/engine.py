@@ -1,0 +1,293 @@
+"""One thread that owns the assistant; many that ask it.
+
+Requests wait in one bounded queue. Whenever the devices are free, the thread
+takes all that wait, up to two batches: the second is being put together while
+the first is answered. It waits a few milliseconds to fill a batch and no
+longer. What an answer says does not depend on who shares its batch: see
+`batches.py`.
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import concurrent.futures
+import dataclasses
+import threading
+import time
+from typing import Protocol
+
+import numpy as np
+
+from rcmed_jax.serve.assistant import Answer, Question
+
+# Of a request alone, how long it waits for others. A batch takes a hundred
+# times as long even on a fast device.
+FILL_S = 0.004
+# Batches that are taken from the queue at once; see `Assistant.stream`, ahead.
+AHEAD = 2
+# Of images that wait; a queue of the largest would take more than a host has.
+MOST_BYTES = 2 * 10**9
+# Sides of the image with which programs are compiled before the first request.
+_WARM_SIDE = 64
+# Between two tries for a place in a full queue.
+_RETRY_S = 0.05
+# Words of the longest question that warm-up tries.
+_MOST_WORDS = 4096
+
+Batched = Callable[[int], None]
+
+
+class Answers(Protocol):
+  """What the engine needs of an assistant."""
+
+  rows: int
+
+  def stream(
+    self, questions: Iterable[Question], *, ahead: int = 1
+  ) -> Iterator[tuple[int, Answer]]:
+    """See `Assistant.stream`."""
+    ...
+
+
+class QueueFullError(RuntimeError):
+  """As many requests wait as may; ask again later."""
+
+
+class NotReadyError(RuntimeError):
+  """Programs are still being compiled, or the engine was stopped."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+  """An answer and where its time went."""
+
+  answer: Answer
+  queue_s: float  # until its batch was put together
+  answer_s: float  # from then on
+  shared: int  # requests that were answered together, this one included
+
+
+@dataclasses.dataclass(frozen=True)
+class _Waiting:
+  question: Question
+  future: "concurrent.futures.Future[Answered]"
+  since: float
+  until: float  # then nobody waits for it any more
+
+
+class Engine:
+  """Answers questions of many threads.
+
+  Args:
+    assistant: used by the engine's thread alone, from `start` on.
+    most: requests that may wait.
+    fill_s: how long a request waits for others to share its batch.
+    batched: told of the number of requests of every batch.
+    warm: see `warm_up`.
+  """
+
+  def __init__(
+    self,
+    assistant: Answers,
+    *,
+    most: int = 64,
+    fill_s: float = FILL_S,
+    batched: Batched = lambda count: None,
+    warm: Sequence[str] = (),
+  ):
+    self.rows = assistant.rows
+    self.ready = False
+    self._assistant = assistant
+    self._most = most
+    self._fill_s = fill_s
+    self._batched = batched
+    self._warm = tuple(warm)
+    self._queue: collections.deque[_Waiting] = collections.deque()
+    self._changed = threading.Condition()
+    self._stopped = False
+    self._failed: Exception | None = None
+    self._thread = threading.Thread(
+      target=self._run, name="engine", daemon=True
+    )
+
+  @property
+  def waiting(self) -> int:
+    """Requests in the queue."""
+    return len(self._queue)
+
+  @property
+  def failed(self) -> Exception | None:
+    """Why warm-up failed, if it did: it will never be ready."""
+    return self._failed
+
+  def start(self) -> None:
+    """Begins to compile; `ready` once that is done."""
+    self._thread.start()
+
+  def stop(self) -> None:
+    """Returns when all that waited is answered; new requests are refused."""
+    with self._changed:
+      self._stopped = True
+      self._changed.notify_all()
+    if self._thread.is_alive():
+      self._thread.join()
+
+  def submit(
+    self, question: Question, timeout_s: float
+  ) -> "concurrent.futures.Future[Answered]":
+    """The answer to come. Cancelling it takes it out of the queue.
+
+    It ends in TimeoutError where its batch does not begin in time, and in
+    ValueError where the assistant cannot be asked so.
+
+    Raises:
+      NotReadyError: it is not ready yet, or was stopped.
+      QueueFullError: too many wait.
+    """
+    now = time.monotonic()
+    future: concurrent.futures.Future[Answered] = concurrent.futures.Future()
+    with self._changed:
+      if self._stopped or not self.ready:
+        raise NotReadyError("no requests are taken now; try again later")
+      if len(self._queue) >= self._most:
+        self._queue = collections.deque(
+          one for one in self._queue if not one.future.cancelled()
+        )
+      if len(self._queue) >= self._most or self._is_heavy(question):
+        raise QueueFullError(f"{len(self._queue)} requests wait already")
+      self._queue.append(_Waiting(question, future, now, now + timeout_s))
+      self._changed.notify()
+    return future
+
+  def stream(
+    self,
+    questions: Iterable[Question],
+    *,
+    ahead: int = 1,
+    timeout_s: float = 600.0,
+  ) -> Iterator[tuple[int, Answer]]:
+    """(number, answer) of many questions in order, such as a volume's slices.
+
+    As an assistant's, so that one can stand in the other's place. Few of them
+    wait at a time, so that other requests come in between.
+
+    Args:
+      ahead: batches that wait beside the one that is answered.
+      timeout_s: for each of them.
+
+    Raises:
+      As `submit`, with patience while the queue is full, and what an answer
+      ends in.
+    """
+    running: collections.deque[concurrent.futures.Future[Answered]] = (
+      collections.deque()
+    )
+    number = 0
+    try:
+      for question in questions:
+        if len(running) >= (1 + ahead) * self.rows:
+          yield number, running.popleft().result().answer
+          number += 1
+        running.append(self._submit_patiently(question, timeout_s))
+      while running:
+        yield number, running.popleft().result().answer
+        number += 1
+    finally:
+      for future in running:
+        future.cancel()
+
+  def _submit_patiently(
+    self, question: Question, timeout_s: float
+  ) -> "concurrent.futures.Future[Answered]":
+    """As `submit`, but waits for a place: a volume is not asked for twice."""
+    until = time.monotonic() + timeout_s
+    while True:
+      try:
+        return self.submit(question, timeout_s)
+      except QueueFullError:
+        if time.monotonic() > until:
+          raise
+      time.sleep(_RETRY_S)
+
+  def _is_heavy(self, question: Question) -> bool:
+    """Whether its image is too much beside those that wait."""
+    held = sum(one.question.image_IJC.nbytes for one in self._queue)
+    return bool(held) and held + question.image_IJC.nbytes > MOST_BYTES
+
+  def _run(self) -> None:
+    try:
+      warm_up(self._assistant, self._warm)
+    except Exception as error:  # of any library; the server must say so
+      self._failed = error
+      return
+    self.ready = True
+    while taken := self._take():
+      self._answer(taken)
+
+  def _take(self) -> list[_Waiting]:
+    """Requests to answer now; none once the engine stops."""
+    taken: list[_Waiting] = []
+    with self._changed:
+      while not taken:
+        while not self._queue and not self._stopped:
+          self._changed.wait()
+        if not self._queue:
+          return []
+        full = lambda: len(self._queue) >= self.rows or self._stopped  # noqa: E731
+        self._changed.wait_for(full, self._fill_s)
+        while self._queue and len(taken) < AHEAD * self.rows:
+          one = self._queue.popleft()
+          if not one.future.set_running_or_notify_cancel():
+            continue
+          if time.monotonic() > one.until:
+            one.future.set_exception(TimeoutError("it waited too long"))
+          else:
+            taken.append(one)
+    return taken
+
+  def _answer(self, taken: Sequence[_Waiting]) -> None:
+    """Answers each, or says why not; one bad question spoils no other."""
+    began = time.monotonic()
+    for first in range(0, len(taken), self.rows):
+      self._batched(len(taken[first : first + self.rows]))
+    try:
+      self._answer_all(taken, began)
+    except Exception:  # of any library, and of any of the questions
+      for one in taken:
+        if one.future.done():
+          continue
+        try:
+          self._answer_all([one], began)
+        except Exception as error:  # this one's own
+          one.future.set_exception(error)
+
+  def _answer_all(self, taken: Sequence[_Waiting], began: float) -> None:
+    questions = [one.question for one in taken]
+    for number, answer in self._assistant.stream(questions):
+      one = taken[number]
+      took = time.monotonic() - began
+      one.future.set_result(
+        Answered(answer, began - one.since, took, len(taken))
+      )
+
+
+def warm_up(assistant: Answers, names: Sequence[str] = ()) -> None:
+  """Compiles the programs of all lengths, so that no request waits for it.
+
+  Questions of twice as many words each, until one is too long.
+
+  Args:
+    names: words that are answered by a program of their own, such as the name
+      of a new class.
+  """
+  image_IJC = np.zeros((_WARM_SIDE, _WARM_SIDE, 3), np.uint8)
+  for name in ("a", *names):
+    words = 1
+    while words <= _MOST_WORDS:
+      text = name + " a" * (words - 1)
+      try:
+        list(assistant.stream([Question(image_IJC, text)]))
+      except ValueError:
+        if words == 1:
+          raise
+        break
+      words *= 2

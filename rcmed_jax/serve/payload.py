@@ -1,0 +1,141 @@
+"""What clients send, made into images, texts and names, and not trusted.
+
+Nothing is ever fetched: an image is in the request or it is none. What a header
+announces is checked before anything is decoded.
+"""
+
+import base64
+import binascii
+import pathlib
+import re
+import tempfile
+
+import numpy as np
+import PIL.Image
+
+from rcmed_jax.data import images
+from rcmed_jax.data.checks import DataError
+from rcmed_jax.ingest import sources
+from rcmed_jax.ingest.dicom import dicom, dicom_file
+from rcmed_jax.serve.errors import BadFieldError
+
+# Formats of Pillow's that are opened at all.
+FORMATS = ("PNG", "JPEG", "TIFF")
+
+_DATA_URL = re.compile(
+  r"data:(?:image/[\w.+-]+|application/(?:dicom|octet-stream))"
+  r"(?:;[\w.+-]+=[\w.+-]+)*;base64,",
+  re.IGNORECASE,
+)
+_LONGEST_NAME = 255  # bytes that a file system takes
+# Of a DICOM file that says no modality of its own: how its values are shown.
+_UNSAID = "X-Ray"
+
+
+def from_text(text: str, field: str, *, bare: bool) -> bytes:
+  """The bytes of a data URL.
+
+  Args:
+    bare: base64 without "data:...;base64," is taken, too.
+
+  Raises:
+    BadFieldError: it is none, such as the address of an image elsewhere.
+  """
+  found = _DATA_URL.match(text)
+  if found is None and (not bare or ":" in text[:16]):
+    raise BadFieldError(
+      field,
+      'expected the image itself, "data:image/png;base64,..."; addresses are '
+      "not fetched",
+      400,
+    )
+  start = found.end() if found else 0
+  try:
+    return base64.b64decode(text[start:].encode("ascii"), validate=True)
+  except (binascii.Error, UnicodeEncodeError) as error:
+    raise BadFieldError(field, "it is no base64", 400) from error
+
+
+def picture(data: bytes, field: str, most_pixels: int) -> np.ndarray:
+  """uint8[I, J, 3], RGB, of a PNG, JPEG, TIFF or DICOM file of one picture.
+
+  The same numbers as `rcmed predict` gets from the file.
+
+  Raises:
+    BadFieldError: 400 if it is none of these, 413 if it has too many pixels.
+  """
+  # Read from disk as everything is, under a name that says nothing.
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / "image"
+    path.write_bytes(data)
+    return picture_of(path, field, most_pixels)
+
+
+def picture_of(path: pathlib.Path, field: str, most_pixels: int) -> np.ndarray:
+  """As `picture`, of a file."""
+  try:
+    if dicom_file.is_dicom(path):
+      return _dicom(path, field, most_pixels)
+    _check_header(path, field, most_pixels)
+    return images.read(path)
+  except DataError as error:  # without its path, which is ours or a patient's
+    message = f"{error.message}. {error.remedy}"
+    raise BadFieldError(field, message, 400) from error
+
+
+def base_name(name: str, field: str) -> str:
+  """The last part of a path of any system, safe to be a file's name.
+
+  Raises:
+    BadFieldError: nothing is left of it, or it holds control characters.
+  """
+  last = re.split(r"[\\/]", name)[-1].strip()
+  if (
+    not last.strip(".")
+    or len(last.encode("utf-8", "replace")) > _LONGEST_NAME
+    or not last.isprintable()
+    or last.startswith((".", "~"))
+    or re.search(r'[<>:"|?*]', last)
+  ):
+    raise BadFieldError(field, "it is no plain file name", 400)
+  return last
+
+
+def _check_header(path: pathlib.Path, field: str, most_pixels: int) -> None:
+  """Refuses other formats, and bombs, before a pixel is decoded."""
+  try:
+    with PIL.Image.open(path, formats=FORMATS) as header:
+      columns, rows = header.size
+  except PIL.Image.DecompressionBombError as error:
+    raise _too_many(field, most_pixels) from error
+  except Exception as error:  # Pillow raises what its parsers meet
+    raise BadFieldError(
+      field, f"it is no {', '.join(FORMATS)} or DICOM file", 400
+    ) from error
+  if rows * columns > most_pixels:
+    raise _too_many(field, most_pixels)
+
+
+def _dicom(path: pathlib.Path, field: str, most_pixels: int) -> np.ndarray:
+  """The picture of a DICOM file of one frame, as training would see it."""
+  header = dicom_file.read_header(dicom_file.File(path, field))
+  if header.kind != "image" or header.frames > 1:
+    raise BadFieldError(field, "expected a DICOM file of one picture", 400)
+  if header.rows * header.columns > most_pixels:
+    raise _too_many(field, most_pixels)
+  faults: list[DataError] = []
+  said = header.modality in dicom.dicom_header.MODALITIES
+  options = sources.Options(
+    empty_slices="keep", modality="" if said else _UNSAID, dataset="request"
+  )
+  source = dicom.open_source(path, options)
+  for unit in source.units(faults.append):
+    for triplet in unit.triplets(faults.append):
+      return triplet.image_IJC
+  raise faults[0] if faults else BadFieldError(field, "it is empty", 400)
+
+
+def _too_many(field: str, most_pixels: int) -> BadFieldError:
+  return BadFieldError(
+    field, f"it has more than {most_pixels / 1e6:g} million pixels", 413
+  )

@@ -1,0 +1,289 @@
+"""The HTTP application and the process that runs it.
+
+From the outside in: telemetry, which sees every request; the gate, which lets
+few of them through (`limits`); CORS; the paths.
+
+SIGTERM closes the gate: new requests get 503, those inside are answered, then
+the process ends. A second signal ends it a second later, with the batch that is
+with the devices.
+"""
+
+import asyncio
+from collections.abc import Callable
+import logging
+import time
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+import prometheus_client
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+import rcmed_jax
+from rcmed_jax.serve import (
+  api,
+  asking,
+  chat,
+  errors,
+  limits,
+  monailabel,
+  payload,
+  shelf,
+  telemetry,
+)
+
+# For a client to send a request's first line and headers.
+HEADERS_S = 10.0
+# Of libraries that would otherwise write to standard error as they please.
+_LOGGERS = ("uvicorn", "python_multipart", "asyncio", "pydicom")
+# Connections at once; each takes a little memory before the gate sees it.
+_MOST_CONNECTIONS = 1000
+
+
+class Application:
+  """What uvicorn runs: the paths behind the gate behind telemetry.
+
+  Args:
+    service: what answers.
+    kept: where clients' files lie.
+    origins: whose pages may ask, "https://viewer.example.org".
+    hosts: see `limits.Gate`.
+    answer_volume: see `monailabel.AnswerVolume`.
+    metrics: of the engine and of this.
+    log: takes the fields of an event.
+
+  Attributes:
+    gate: closes on SIGTERM.
+  """
+
+  def __init__(
+    self,
+    service: asking.Service,
+    kept: shelf.Shelf,
+    *,
+    origins: tuple[str, ...] = (),
+    hosts: tuple[str, ...] = (),
+    answer_volume: monailabel.AnswerVolume | None = None,
+    metrics: telemetry.Metrics | None = None,
+    log: Callable[..., None] = telemetry.write_line,
+  ):
+    metrics = metrics or telemetry.Metrics()
+    self.service = service
+    self.log = log
+    inner: ASGIApp = _paths(service, kept, metrics, answer_volume)
+    if origins:
+      inner = CORSMiddleware(
+        inner,
+        allow_origins=origins,
+        allow_methods=("GET", "POST", "PUT", "DELETE"),
+        allow_headers=("Authorization", "Content-Type"),
+      )
+    self.gate = limits.Gate(
+      inner,
+      keys=service.keys,
+      limits=service.limits,
+      origins=origins,
+      hosts=hosts,
+    )
+    self._app = telemetry.Telemetry(self.gate, metrics, log)
+    engine = service.engine
+    metrics.watch(
+      "rcmed_waiting", "Requests in the queue", lambda: engine.waiting
+    )
+    metrics.watch(
+      "rcmed_inside",
+      "Requests that are being answered, this one included",
+      lambda: self.gate.inside,
+    )
+    metrics.watch(
+      "rcmed_ready", "1 once requests are answered", lambda: engine.ready
+    )
+
+  async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    await self._app(scope, receive, send)
+
+
+class Server(uvicorn.Server):
+  """uvicorn, which on SIGTERM first answers what is inside."""
+
+  def __init__(self, app: Application, *, host: str, port: int, drain_s: float):
+    super().__init__(
+      uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=_MOST_CONNECTIONS,
+        timeout_graceful_shutdown=1,
+      )
+    )
+    self._application = app
+    self._drain_s = drain_s
+    self._until: float | None = None
+
+  def handle_exit(self, sig: int, frame: Any) -> None:
+    """The first signal closes the gate; see the top of this file.
+
+    Not as uvicorn does, which raises the signal again once it is done, so that
+    the process would die of it with nothing written.
+    """
+    now = time.monotonic()
+    if self._until is None:
+      self._application.gate.closed = True
+      self._until = now + self._drain_s
+    else:
+      self._until = now
+
+  async def on_tick(self, counter: int) -> bool:
+    """Called ten times a second."""
+    if self._until is not None:
+      late = time.monotonic() > self._until
+      if late or not self._application.gate.inside:
+        self.should_exit = True
+    if self._application.service.engine.failed is not None:
+      self.should_exit = True
+    return await super().on_tick(counter)
+
+
+def run(app: Application, *, host: str, port: int, drain_s: float) -> int:
+  """Serves until a signal; how many were let in and not answered comes back.
+
+  Raises:
+    OSError: the port is taken.
+    RuntimeError: the model could not be made ready.
+  """
+  engine = app.service.engine
+  handler = telemetry.LibraryLog(app.log)
+  for name in _LOGGERS:
+    logging.getLogger(name).addHandler(handler)
+  server = Server(app, host=host, port=port, drain_s=drain_s)
+  app.log(event="start", host=host, port=port, model=app.service.name)
+  engine.start()
+  try:
+    server.run()
+  except SystemExit as error:  # what uvicorn makes of a port that is taken
+    raise OSError(f"port {port} of {host} cannot be listened on.") from error
+  finally:
+    for name in _LOGGERS:
+      logging.getLogger(name).removeHandler(handler)
+    if engine.ready:
+      engine.stop()
+    app.log(event="stop", unanswered=app.gate.dropped)
+  if engine.failed is not None:
+    raise RuntimeError("the model could not be made ready") from engine.failed
+  return app.gate.dropped
+
+
+def _paths(
+  service: asking.Service,
+  kept: shelf.Shelf,
+  metrics: telemetry.Metrics,
+  answer_volume: monailabel.AnswerVolume | None,
+) -> FastAPI:
+  # Its pages of documentation would load scripts from elsewhere, and its traces
+  # quote errors, which may quote what was sent.
+  app = FastAPI(
+    title="rcmed_jax",
+    version=rcmed_jax.__version__,
+    docs_url=None,
+    redoc_url=None,
+    redirect_slashes=False,
+    telemetry={"tracing": False, "metrics": False, "logs": False},
+  )
+  errors.add_handlers(app)
+  app.include_router(_state(service, metrics, answer_volume is not None))
+  app.include_router(api.router(service))
+  app.include_router(chat.router(service))
+  app.include_router(monailabel.router(service, kept, answer_volume))
+  return app
+
+
+def _state(
+  service: asking.Service, metrics: telemetry.Metrics, volumes: bool
+) -> APIRouter:
+  """Whether it lives, whether it answers, what it can, how it does."""
+  made = APIRouter()
+
+  @made.get("/healthz")
+  def healthz() -> dict[str, str]:
+    return {"status": "ok"}
+
+  @made.get("/readyz", responses={503: {"description": "Not yet"}})
+  def readyz() -> dict[str, str]:
+    if not service.engine.ready:
+      raise errors.later(503, "programs are still being compiled", 5)
+    return {"status": "ready"}
+
+  @made.get("/capabilities")
+  def capabilities() -> dict[str, Any]:
+    told = service.limits
+    return {
+      "model": service.name,
+      "version": rcmed_jax.__version__,
+      "modalities": service.modalities,
+      "classes": service.classes,
+      "images": [*payload.FORMATS, "DICOM"],
+      "masks": api.MASKS,
+      "volumes": volumes,
+      "batch": service.engine.rows,
+      "limits": {
+        "body_bytes": told.body_bytes,
+        "pixels": told.pixels,
+        "prompt_characters": told.text,
+        "requests_per_minute": told.rate,
+        "answer_s": told.answer_s,
+      },
+    }
+
+  @made.get("/metrics", responses={200: {"content": {"text/plain": {}}}})
+  def page() -> Response:
+    return Response(
+      metrics.page(), media_type=prometheus_client.CONTENT_TYPE_LATEST
+    )
+
+  return made
+
+
+class _Protocol(H11Protocol):
+  """Closes a connection whose headers do not come in time.
+
+  uvicorn waits for them without end once a first byte was there, so that a few
+  slow clients could hold all connections.
+  """
+
+  _timer: asyncio.TimerHandle | None = None
+
+  def connection_made(self, transport: Any) -> None:
+    super().connection_made(transport)
+    self._watch()
+
+  def data_received(self, data: bytes) -> None:
+    super().data_received(data)
+    self._watch()
+
+  def connection_lost(self, exc: Exception | None) -> None:
+    if self._timer is not None:
+      self._timer.cancel()
+    super().connection_lost(exc)
+
+  def on_response_complete(self) -> None:
+    super().on_response_complete()
+    self._watch()
+
+  def _watch(self) -> None:
+    """Starts the clock while headers are due, and stops it once they are."""
+    due = self.cycle is None or self.cycle.response_complete
+    if due and self._timer is None:
+      self._timer = self.loop.call_later(HEADERS_S, self.transport.close)
+    elif not due and self._timer is not None:
+      self._timer.cancel()
+      self._timer = None

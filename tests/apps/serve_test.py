@@ -1,0 +1,83 @@
+"""`rcmed serve`: its flags, and what it refuses to begin."""
+
+import dataclasses
+
+import pytest
+import served
+
+from rcmed_jax.apps import answering, serve
+from rcmed_jax.serve import engine, server, shelf
+
+
+@pytest.fixture
+def begun(monkeypatch):
+  """What `main` would serve, where and for how long."""
+  seen = {}
+
+  def load(workdir, **told):
+    seen.update(workdir=str(workdir), **told)
+    return served.Assistant(rows=told["rows"])
+
+  def run(app, **told):
+    seen.update(app=app, **told)
+    return 0
+
+  monkeypatch.setattr(answering, "load_assistant", load)
+  monkeypatch.setattr(server, "run", run)
+
+  def begin(*argv):
+    assert serve.main([*argv, "--workdir=runs/one"]) == 0
+    return seen
+
+  return begin
+
+
+def test_its_flags_reach_what_they_mean(begun, tmp_path):
+  keys = tmp_path / "keys"
+  keys.write_text(f"ward {served.KEY}\n")
+  seen = begun(
+    "--host=0.0.0.0",
+    "--port=81",
+    f"--keys={keys}",
+    "--rows=8",
+    "--most-mb=5",
+    f"--files={tmp_path / 'files'}",
+    "--log-prompts",
+  )
+  assert (seen["host"], seen["port"], seen["rows"]) == ("0.0.0.0", 81, 8)
+  service = seen["app"].service
+  assert service.keys.owner(served.KEY) == "ward"
+  assert service.limits.body_bytes == 5_000_000
+  assert service.log_prompts
+  assert (tmp_path / "files" / "sessions").is_dir()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org"])
+def test_it_is_not_open_to_others_without_being_told(begun, host):
+  with pytest.raises(ValueError, match="--keys"):
+    begun(f"--host={host}")
+  assert begun(f"--host={host}", "--no-keys")["host"] == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_on_its_own_machine_it_needs_no_key(begun, host):
+  app = begun(f"--host={host}")["app"]
+  assert not app.service.keys
+  refused = app.gate._refused
+  scope = {"path": "/info/", "headers": [(b"host", b"evil.example:80")]}
+  assert refused(scope).status_code == 403
+
+
+def test_limits_are_above_zero(begun):
+  with pytest.raises(ValueError, match="rate"):
+    begun("--rate=0")
+
+
+def test_a_port_that_is_taken_is_said(tmp_path):
+  with served.running() as at:
+    service = dataclasses.replace(
+      at.app.service, engine=engine.Engine(served.Assistant())
+    )
+    app = server.Application(service, shelf.Shelf(tmp_path))
+    with pytest.raises(OSError, match=str(at.port)):
+      server.run(app, host="127.0.0.1", port=at.port, drain_s=1)

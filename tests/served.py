@@ -1,0 +1,157 @@
+"""An assistant that answers from the image, and a server around it."""
+
+import contextlib
+import pathlib
+import socket
+import tempfile
+import threading
+import time
+
+import cv2
+import numpy as np
+
+from rcmed_jax.serve import asking, engine, limits, server, shelf, telemetry
+from rcmed_jax.serve.assistant import Answer, Found
+
+NAME = "rcmed"
+ANSWER_VOLUME = None  # what `running` gives the server
+KEY = "a-key-that-is-long-enough"
+OTHER_KEY = "another-key-long-enough"
+
+
+class Assistant:
+  """Says "bright" for pixels whose red is above 127; absent if there are none.
+
+  Attributes:
+    batches: how many questions each batch held.
+    texts: all that was asked.
+    free: batches wait for it.
+  """
+
+  def __init__(self, rows=4, batch_s=0.0):
+    self.rows = rows
+    self.batches = []
+    self.texts = []
+    self.free = threading.Event()
+    self.free.set()
+    self._batch_s = batch_s
+
+  def stream(self, questions, *, ahead=1):
+    questions = list(questions)
+    for question in questions:
+      if len(question.text) > 600:
+        raise ValueError("the prompt is longer than 600 characters.")
+      if "fault" in question.text:
+        raise RuntimeError("out of memory")
+    for first in range(0, len(questions), self.rows):
+      batch = questions[first : first + self.rows]
+      self.batches.append(len(batch))
+      self.free.wait()
+      time.sleep(self._batch_s)
+      for number, question in enumerate(batch, first):
+        self.texts.append(question.text)
+        yield number, answer(question)
+
+
+def answer(question):
+  mask_IJ = question.image_IJC[..., 0] > 127
+  box = None
+  if mask_IJ.any():
+    rows, columns = (np.flatnonzero(mask_IJ.any(axis)) for axis in (1, 0))
+    box = tuple(map(int, (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)))
+  there = box is not None
+  text = "This is a <p> X-Ray </p> image. The image contains"
+  text += " <p> bright </p> [SEG]." if there else " no <p> bright </p>."
+  mask = mask_IJ if there else None
+  found = Found("bright", there, mask, box, 0.75 if there else 0.0)
+  return Answer(text, "X-Ray", (found,))
+
+
+def image(x0=4, y0=8, x1=20, y1=16, shape=(32, 48)):
+  """uint8[I, J, 3], black with a white box."""
+  made_IJC = np.zeros((*shape, 3), np.uint8)
+  made_IJC[y0:y1, x0:x1] = 255
+  return made_IJC
+
+
+def png(image_IJC=None):
+  image_IJC = image() if image_IJC is None else image_IJC
+  return cv2.imencode(".png", image_IJC)[1].tobytes()
+
+
+class Running:
+  """A server that runs, and what is behind it."""
+
+  def __init__(self, app, assistant, port, log):
+    self.app = app
+    self.assistant = assistant
+    self.port = port
+    self.url = f"http://127.0.0.1:{port}"
+    self.log = log
+
+
+@contextlib.contextmanager
+def running(
+  assistant=None, *, keys=None, most=64, origins=(), hosts=(), **changes
+):
+  """A server on a port of its own, in a thread, ready."""
+  assistant = assistant or Assistant()
+  log = []
+  metrics = telemetry.Metrics()
+  told = {"rate": 1e6, **changes}
+  service = asking.Service(
+    engine=engine.Engine(assistant, most=most, batched=metrics.rows.observe),
+    limits=limits.Limits(**told),
+    keys=limits.Keys(keys),
+    name=NAME,
+    classes=("bright",),
+  )
+  with tempfile.TemporaryDirectory() as folder:
+    app = server.Application(
+      service,
+      shelf.Shelf(pathlib.Path(folder) / "shelf"),
+      origins=origins,
+      hosts=hosts,
+      answer_volume=ANSWER_VOLUME,
+      metrics=metrics,
+      log=lambda **fields: log.append(fields),
+    )
+    app.folder = pathlib.Path(folder)
+    port = free_port()
+    runner = server.Server(app, host="127.0.0.1", port=port, drain_s=10)
+    service.engine.start()
+    thread = threading.Thread(target=runner.run)
+    thread.start()
+    try:
+      until(lambda: runner.started and service.engine.ready)
+      assistant.batches.clear()
+      assistant.texts.clear()
+      yield Running(app, assistant, port, log)
+    finally:
+      assistant.free.set()
+      runner.should_exit = True
+      thread.join(10)
+      service.engine.stop()
+
+
+def until(true, timeout_s=20.0):
+  end = time.monotonic() + timeout_s
+  while not true():
+    assert time.monotonic() < end, "it did not come true in time"
+    time.sleep(0.01)
+
+
+def free_port():
+  with socket.socket() as one:
+    one.bind(("127.0.0.1", 0))
+    return one.getsockname()[1]
+
+
+def raw(port, data, timeout_s=10.0):
+  """All that comes back over a socket, until the server closes it."""
+  with socket.create_connection(("127.0.0.1", port), timeout_s) as one:
+    one.sendall(data)
+    parts = []
+    while part := one.recv(65536):
+      parts.append(part)
+  return b"".join(parts)
