@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 from flax import nnx
@@ -145,7 +146,7 @@ def test_accumulation_weighs_micro_batches_equally():
     steps.accumulate(micro, rows, 3)
 
 
-def test_a_step_that_is_not_finite_changes_nothing(single):
+def test_a_step_that_is_not_finite_counts_and_changes_nothing(single):
   state = single.state()
   before = jax.device_get(state)
   batch = single.batch()
@@ -153,6 +154,8 @@ def test_a_step_that_is_not_finite_changes_nothing(single):
   state, metrics = single.step(state, batch)
   assert metrics["non_finite"] == 1
   after = jax.device_get(state)
+  assert after.step == before.step + 1
+  after = dataclasses.replace(after, step=before.step)
   jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
