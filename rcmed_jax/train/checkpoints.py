@@ -89,7 +89,7 @@ class Checkpoints:
     """The step of the newest complete checkpoint."""
     return self._manager.latest_step()
 
-  def steps(self) -> list[int]:
+  def all_steps(self) -> list[int]:
     """The steps of all complete checkpoints."""
     return sorted(self._manager.all_steps())
 

@@ -81,7 +81,7 @@ def replay(
   )
   data = make_data()
   with checkpoint_files.Checkpoints(workdir, keep=config.keep) as checkpoints:
-    held = checkpoints.steps()
+    held = checkpoints.all_steps()
     earlier = [one for one in held if one < step]
     if held:
       found = checkpoints.restore(

@@ -1,4 +1,4 @@
-"""`rcmed train --init`: low-rank updates trained on converted weights."""
+"""`rcmed train --from`: weights of another, and what a start leaves behind."""
 
 import dataclasses
 import json
@@ -63,7 +63,7 @@ def test_low_rank_updates_train_on_converted_weights_and_leave(
   assert not _rcmed(
     "train",
     "--config=configs/finetune.py:tiny",
-    f"--init={converted}",
+    f"--from={converted}",
     f"--workdir={run}",
     f"--config.data.index={index}",
     "--config.data.lengths=(256,)",
