@@ -39,6 +39,9 @@ OVERHEAD_BYTES = 4 << 20
 # What Orbax and TensorStore raise for files that are missing or cut short.
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError)
 
+# Characters of such an error that a person is shown.
+_LONGEST = 400
+
 # Where meta holds the fingerprints of its checkpoint.
 _CHECK = "check"
 
@@ -172,8 +175,8 @@ class Checkpoints:
         damage[step] = error
         continue
       sentences = tuple(
-        f"{self._folder / str(bad)}: the checkpoint is damaged: {error} It was "
-        f"set aside in {self._damaged}; going back to step {step}."
+        f"{self._folder / str(bad)}: the checkpoint is damaged, set aside in "
+        f"{self._damaged}; going back to step {step}. {_short(error)}"
         for bad, error in damage.items()
       )
       if damage and before is None:
@@ -375,6 +378,11 @@ def _abstract(metadata: Any, sharding: jax.sharding.Sharding) -> Any:
     ),
     metadata.tree,
   )
+
+
+def _short(error: Exception) -> str:
+  """An error's beginning; TensorStore adds all its settings to it."""
+  return str(error).partition("[tensorstore_spec")[0][:_LONGEST]
 
 
 def _sum(value: Any) -> int:

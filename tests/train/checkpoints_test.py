@@ -128,6 +128,12 @@ def _lose_a_shard(folder):
   path.unlink()
 
 
+def _mix(folder):
+  """Sound files, of another step."""
+  shutil.rmtree(folder / "trainable")
+  shutil.copytree(folder.parent / "3/trainable", folder / "trainable")
+
+
 def _age_the_data(folder):
   """Sound JSON, other numbers."""
   (path,) = (p for p in (folder / "data").iterdir() if "next" in p.read_text())
@@ -143,6 +149,7 @@ def _age_the_data(folder):
     lambda folder: _cut_short(folder / "trainable"),
     _flip_in_arrays,
     _lose_a_shard,
+    _mix,
     _age_the_data,
   ],
   ids=[
@@ -152,6 +159,7 @@ def _age_the_data(folder):
     "arrays cut",
     "bit flipped",
     "shard lost",
+    "of two steps",
     "data aged",
   ],
 )
@@ -162,7 +170,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(saved, damage):
     assert_same(found.state, make_state(3, scale=3))
     assert found.data_state == {"next": 6}
     (sentence,) = found.damaged
-    assert sentence.startswith(f"{saved / 'checkpoints/5'}: the checkpoint is")
+    assert sentence.startswith(
+      f"{saved / 'checkpoints/5'}: the checkpoint is d"
+    )
     assert "going back to step 3" in sentence
     assert (saved / "damaged/5").is_dir()
     # Its place is free for the step that runs again.
@@ -170,6 +180,25 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(saved, damage):
     checkpoints.wait()
     again = checkpoints.restore(abstract(make_state(5)))
   assert_same(again.state, make_state(5, scale=5))
+
+
+def _with_large_array(step):
+  """Numbers that TensorStore writes as they are, without a checksum."""
+  state = make_state(step, scale=step)
+  rng = np.random.default_rng(step)
+  state.trainable["b"] = jnp.float32(rng.normal(size=(500, 1000)))
+  return state
+
+
+def test_a_flipped_bit_that_reads_as_a_number_is_found(tmp_path):
+  with checkpoint_files.Checkpoints(tmp_path) as checkpoints:
+    for step in (3, 5):
+      checkpoints.save(_with_large_array(step), None, {})
+  _flip_in_arrays(tmp_path / "checkpoints/5")
+  with checkpoint_files.Checkpoints(tmp_path) as checkpoints:
+    found = checkpoints.restore(abstract(_with_large_array(5)))
+  assert_same(found.state, _with_large_array(3))
+  assert "b does not hold the numbers that were saved" in found.damaged[0]
 
 
 def test_no_flipped_bit_is_believed(saved):
