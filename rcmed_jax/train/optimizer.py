@@ -43,6 +43,7 @@ _FILTERS: dict[str, nnx.filterlib.Filter] = {
   "release_but_encoder": nnx.All(_RELEASE, nnx.Not(_ENCODER)),
   "lora": lora.Lora,
 }
+TRAINABLES = tuple(_FILTERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ class OptimizerConfig:
     for name, value, allowed in (
       ("rule", self.rule, RULES),
       ("schedule", self.schedule, SCHEDULES),
-      ("trainable", self.trainable, tuple(_FILTERS)),
+      ("trainable", self.trainable, TRAINABLES),
       ("frozen_dtype", self.frozen_dtype, FROZEN_DTYPES),
       ("frozen_placement", self.frozen_placement, FROZEN_PLACEMENTS),
       ("reduce_dtype", self.reduce_dtype, REDUCE_DTYPES),

@@ -7,6 +7,7 @@ import toy
 from rcmed_jax.model import flops
 from rcmed_jax.parallel import chips
 from rcmed_jax.train import meter
+from rcmed_jax.train import optimizer as optimizers
 
 BATCH = toy.batch(4)
 
@@ -26,6 +27,16 @@ def test_work_is_the_model_s_own():
   gauge = meter.Meter(config, "all", _mesh("cpu"))
   own, _ = flops.train(config, toy.TOKENS, toy.TARGETS, "all")
   assert gauge.work(BATCH) == 4 * own
+
+
+def test_work_is_known_whatever_trains():
+  config = toy.model_config(lora_rank=2)
+  work = {
+    name: meter.Meter(config, name, _mesh("cpu")).work(BATCH)
+    for name in optimizers.TRAINABLES
+  }
+  assert work["all"] > work["all_but_encoder"] > work["release_but_encoder"]
+  assert work["release"] > work["release_but_encoder"] > work["lora"] > 0
 
 
 def test_use_is_told_where_the_chip_is_known():
