@@ -5,6 +5,7 @@
     checkpoints/STEP/
       trainable/            trained weights, float32
       optimizer/            moments of AdamW
+      average/              averaged weights, where optimizer.average keeps any
       data/                 state of the data iterator (JSON)
       meta/                 step, what the caller adds, fingerprints (JSON)
   damaged/STEP/             what could not be restored, set aside
@@ -30,7 +31,7 @@ import orbax.checkpoint as ocp
 
 from rcmed_jax.data import files
 from rcmed_jax.parallel import hosts
-from rcmed_jax.train import fingerprints
+from rcmed_jax.train import averages, fingerprints
 from rcmed_jax.train import step as steps
 
 # Files beside the arrays: metadata, manifests. Generous for a toy.
@@ -77,6 +78,7 @@ class Checkpoints:
       item_handlers={
         "trainable": ocp.StandardCheckpointHandler(),
         "optimizer": ocp.StandardCheckpointHandler(),
+        "average": ocp.StandardCheckpointHandler(),
         "data": ocp.JsonCheckpointHandler(),
         "meta": ocp.JsonCheckpointHandler(),
       },
@@ -116,7 +118,8 @@ class Checkpoints:
     frozen_missing = bool(state.frozen) and hosts.first_decides(
       not self._frozen.exists()
     )
-    needed = _bytes((state.trainable, state.moments)) + OVERHEAD_BYTES
+    average = averages.of(state.moments)
+    needed = _bytes((state.trainable, state.moments, average)) + OVERHEAD_BYTES
     if frozen_missing:
       needed += _bytes(state.frozen)
     hosts.first_does(lambda: self._require_space(needed))
@@ -126,15 +129,16 @@ class Checkpoints:
           checkpointer.save(self._frozen, state.frozen)
       meta = {"step": step, **meta}
       check = self._prints(state, data_state, meta)
-      self._manager.save(
-        step,
-        args=ocp.args.Composite(
-          trainable=ocp.args.StandardSave(state.trainable),
-          optimizer=ocp.args.StandardSave(state.moments),
-          data=ocp.args.JsonSave({"state": data_state}),
-          meta=ocp.args.JsonSave({**meta, _CHECK: check}),
-        ),
-      )
+      items = {
+        "trainable": ocp.args.StandardSave(state.trainable),
+        "optimizer": ocp.args.StandardSave(state.moments),
+        "data": ocp.args.JsonSave({"state": data_state}),
+      }
+      if average is not None:
+        check["average"] = fingerprints.of(average)
+        items["average"] = ocp.args.StandardSave(average)
+      items["meta"] = ocp.args.JsonSave({**meta, _CHECK: check})
+      self._manager.save(step, args=ocp.args.Composite(**items))
     except (OSError, ValueError, RuntimeError) as error:
       raise self._explained(error, needed) from error
 
@@ -197,18 +201,28 @@ class Checkpoints:
       raise self._unreadable(step, error) from error
 
   def weights(
-    self, sharding: jax.sharding.Sharding | None = None
+    self,
+    sharding: jax.sharding.Sharding | None = None,
+    *,
+    averaged: bool = False,
   ) -> dict[str, Any]:
     """Trained and frozen weights as one pure dict, for `nnx.merge`.
 
     Args:
       sharding: where every array goes; by default this process's first device.
+      averaged: of the trained ones their average, where it was kept.
 
     Raises:
-      ValueError: there is no checkpoint, or the newest is damaged: who asks a
-        model is not to be answered by an older one.
+      ValueError: there is no checkpoint, or the newest is damaged (who asks a
+        model is not to be answered by an older one), or it has no average.
     """
     step = self._newest()
+    item = "average" if averaged else "trainable"
+    if averaged and self._manager.item_metadata(step).get(item) is None:
+      raise ValueError(
+        f"{self._folder / str(step)} holds no averaged weights; train with "
+        "optimizer.average=0.999, or ask for the weights themselves."
+      )
     sharding = sharding or jax.sharding.SingleDeviceSharding(
       jax.local_devices()[0]
     )
@@ -218,11 +232,13 @@ class Checkpoints:
         self._manager.restore(
           step,
           args=ocp.args.Composite(
-            trainable=ocp.args.StandardRestore(
-              _abstract(self._stored(step), sharding)
-            )
+            **{
+              item: ocp.args.StandardRestore(
+                _abstract(self._stored(step, item), sharding)
+              )
+            }
           ),
-        )["trainable"]
+        )[item]
       ]
       if self._frozen.exists():
         with ocp.StandardCheckpointer() as checkpointer:
@@ -230,7 +246,7 @@ class Checkpoints:
           parts.append(
             checkpointer.restore(self._frozen, _abstract(stored, sharding))
           )
-      for name, part in zip(("trainable", "frozen"), parts, strict=False):
+      for name, part in zip((item, "frozen"), parts, strict=False):
         if check:
           fingerprints.require(part, check[name])
     except _READ_ERRORS as error:
@@ -321,9 +337,9 @@ class Checkpoints:
       )
     return step
 
-  def _stored(self, step: int) -> Any:
+  def _stored(self, step: int, item: str = "trainable") -> Any:
     """Shapes and dtypes of the trained parameters of a checkpoint."""
-    stored = self._manager.item_metadata(step)["trainable"]
+    stored = self._manager.item_metadata(step)[item]
     if stored is None:
       raise ValueError("the description of its trained parameters is missing.")
     return stored

@@ -109,17 +109,18 @@ class Log:
     spent = dict(self._spent)
     aside = {f"{p}_s": spent.pop(p) for p in _ASIDE if p in spent}
     seconds = time.perf_counter() - self._since - sum(aside.values())
-    rate = self._images / seconds
-    parts = {f"{part}_s": s / self._steps for part, s in spent.items()}
-    numbers = self._meter.numbers(self._work, seconds) if self._meter else {}
-    step_s = seconds / self._steps
+    rate, timed = self._images / seconds, {}
+    if self._steps:  # none where the clock was just set
+      timed = {"step_s": seconds / self._steps}
+      timed |= {f"{part}_s": s / self._steps for part, s in spent.items()}
+      if self._meter:
+        timed |= self._meter.numbers(self._work, seconds)
     self.restart_clock()
     if "loss" in metrics:
       self._bar.set_postfix_str(
         f"loss={metrics['loss']:.4f}, {rate:.1f} images/s", refresh=False
       )
-    timed = {"images_per_s": rate, "step_s": step_s, **parts, **aside}
-    self.write(step, {**metrics, **timed, **numbers})
+    self.write(step, {**metrics, "images_per_s": rate, **timed, **aside})
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
     """One line of metrics.jsonl and one TensorBoard scalar a number."""

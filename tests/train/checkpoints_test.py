@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import optax
 import pytest
 
 from rcmed_jax.parallel import mesh as meshes
+from rcmed_jax.train import averages
 from rcmed_jax.train import checkpoints as checkpoint_files
 from rcmed_jax.train import step as steps
 
@@ -117,9 +119,9 @@ def _flip(path, at, bit=0):
   path.write_bytes(data)
 
 
-def _flip_in_arrays(folder):
-  """One bit of what TensorStore wrote of the trained arrays."""
-  path = max((folder / "trainable").rglob("d/*"), key=os.path.getsize)
+def _flip_in_arrays(folder, item="trainable"):
+  """One bit of what TensorStore wrote of an item's arrays."""
+  path = max((folder / item).rglob("d/*"), key=os.path.getsize)
   _flip(path, path.stat().st_size // 2)
 
 
@@ -271,6 +273,40 @@ def test_another_model_is_refused(saved):
     other.trainable["b"] = other.trainable["a"].pop("steps")
     with pytest.raises(ValueError, match=r"only there: a.steps.0.*here: b.0"):
       checkpoints.restore(abstract(other))
+
+
+def test_averaged_weights_are_kept_beside_the_others(tmp_path):
+  state = make_state(2)
+  optimizer = optax.chain(optax.sgd(0.5), averages.averaging(0.75))
+  moments = optimizer.init(state.trainable)
+  gradient = jax.tree.map(jnp.ones_like, state.trainable)
+  _, moments = optimizer.update(gradient, moments, state.trainable)
+  state = dataclasses.replace(state, moments=moments)
+  with checkpoint_files.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(state, None, {})
+    checkpoints.wait()
+    found = checkpoints.weights(averaged=True)
+    kernel = np.asarray(state.trainable["a"]["steps"][0])
+    np.testing.assert_allclose(found["a"]["steps"][0], kernel - 0.5, rtol=1e-6)
+    assert_same(found["a"]["table"], state.frozen["a"]["table"])
+    assert_same(
+      checkpoints.weights()["a"]["steps"], state.trainable["a"]["steps"]
+    )
+    assert_same(checkpoints.restore(abstract(state)).state, state)
+  _flip_in_arrays(tmp_path / "checkpoints/2", "average")
+  with (
+    checkpoint_files.Checkpoints(tmp_path) as checkpoints,
+    pytest.raises(ValueError, match="cannot be restored"),
+  ):
+    checkpoints.weights(averaged=True)
+
+
+def test_where_no_average_was_kept_none_is_given(saved):
+  with (
+    checkpoint_files.Checkpoints(saved) as checkpoints,
+    pytest.raises(ValueError, match=r"no averaged weights.*optimizer.average"),
+  ):
+    checkpoints.weights(averaged=True)
 
 
 def test_too_little_space_is_told_before_writing(tmp_path, monkeypatch):

@@ -50,3 +50,14 @@ def test_rate_counts_what_came_since_the_clock_was_set(tmp_path, monkeypatch):
     "images_per_s": 8.0,
     "step_s": 1.0,
   }
+
+
+def test_a_line_right_after_the_clock_was_set_has_no_times(tmp_path):
+  with logs.Log(tmp_path, start=0, steps=8) as log:
+    log.advance(8)
+    log.restart_clock()
+    with log.spending("wait"):
+      pass
+    log.write_training(1, {"loss": 2.0})
+  (line,) = map(json.loads, (tmp_path / "metrics.jsonl").open())
+  assert line == {"step": 1, "loss": 2.0, "images_per_s": 0.0}
