@@ -218,7 +218,7 @@ class Checkpoints:
     """
     step = self._newest()
     item = "average" if averaged else "trainable"
-    if averaged and self._manager.item_metadata(step).get(item) is None:
+    if not (self._folder / str(step) / item).exists() and averaged:
       raise ValueError(
         f"{self._folder / str(step)} holds no averaged weights; train with "
         "optimizer.average=0.999, or ask for the weights themselves."
