@@ -37,6 +37,7 @@ def load_assistant(
   mesh: meshes.MeshConfig | None = None,
   fitted: epath.PathLike | None = None,
   calibrated: bool = True,
+  averaged: bool = False,
 ) -> Assistant:
   """The assistant of a run's newest checkpoint, or of converted weights.
 
@@ -50,12 +51,14 @@ def load_assistant(
     fitted: file of a temperature, where there is one, that confidences get;
       None: the run's own.
     calibrated: whether confidences get it.
+    averaged: whether a run answers with its averaged weights.
     mesh: of this process's devices, over which weights and batches lie; None:
       one of them.
 
   Raises:
     FileNotFoundError: as `runs.recorded`, or a class file is missing.
-    ValueError: as `runs.recorded`, the run has no checkpoint yet, a class was
+    ValueError: as `runs.recorded`, the run has no checkpoint yet, or no average
+      of its weights, a class was
       made with other weights, or the devices do not make such a mesh.
   """
   workdir = epath.Path(workdir)
@@ -65,13 +68,15 @@ def load_assistant(
   tokenizer = tokens.Tokenizer(workdir / runs.TOKENIZER)
   folder = runs.converted(workdir)
   if folder is not None:
+    if averaged:
+      raise ValueError(f"{folder} is converted, it has no averaged weights.")
     arrays = torch_io.nested(store.read(folder).tensors)
     model = torch_io.build(told.model, arrays)
   else:
     model = nnx.eval_shape(lambda: rcmed.RCMed(told.model, rngs=nnx.Rngs(0)))
     graphdef, _ = nnx.split(model)
     with checkpoints.Checkpoints(workdir) as saved:
-      model = nnx.merge(graphdef, saved.weights())
+      model = nnx.merge(graphdef, saved.weights(averaged=averaged))
   if mesh is not None:
     model = _placed(model, meshes.make_mesh(mesh, jax.local_devices()))
   if in_int8:
@@ -169,6 +174,7 @@ def identity(
   *,
   in_int8: bool = False,
   fitted: epath.PathLike | None = None,
+  averaged: bool = False,
 ) -> str:
   """What `load_assistant` answers with, in words that another has not."""
   folder = runs.converted(workdir)
@@ -182,4 +188,5 @@ def identity(
   for path in map(epath.Path, more):
     if path.exists():
       words.append(hashlib.sha256(path.read_bytes()).hexdigest()[:16])
-  return ", ".join([*words, "int8"] if in_int8 else words)
+  words += ["averaged"] * averaged + ["int8"] * in_int8
+  return ", ".join(words)

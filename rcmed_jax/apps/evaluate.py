@@ -55,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
       mesh=meshes.parse(args.mesh) if args.mesh else None,
       fitted=fitted,
       calibrated=not args.calibrate,
+      averaged=args.averaged,
     )
     summary = evaluate(
       assistant,
@@ -68,6 +69,7 @@ def main(argv: Sequence[str]) -> int:
         args.classes,
         in_int8=args.int8,
         fitted=None if args.calibrate else fitted,
+        averaged=args.averaged,
       ),
     )
     if summary and args.calibrate:
@@ -134,6 +136,11 @@ def _parser() -> argparse.ArgumentParser:
     metavar="data=8",
     help="lay weights and batches over several devices of each process; "
     "default: one device",
+  )
+  parser.add_argument(
+    "--averaged",
+    action="store_true",
+    help="score the averaged weights, which optimizer.average=0.999 keeps",
   )
   answering.add_flags(parser)
   processes.add_flags(parser)

@@ -1,8 +1,10 @@
 """A run is a folder: everything that one training made and needs.
 
 settings.json     what it was told
+run.json          what it was made with, once a start; see manifest.py
 tokenizer.model   its SentencePiece model
-checkpoints/, frozen/, metrics.jsonl, tensorboard/   see train/
+checkpoints/, frozen/, damaged/, metrics.jsonl, tensorboard/, profile/,
+bad_batches.jsonl, hang-P.txt   see train/
 quarantine.jsonl  data that could not be used
 quarantine-P.jsonl  of process P, until process 0 takes them in
 
@@ -81,16 +83,19 @@ def start(
   workdir: str | os.PathLike[str],
   *,
   resume: str = "auto",
+  allowed: Sequence[str] = (),
 ) -> Run:
   """Opens a run for training, new or begun, and records its settings.
 
   Args:
     resume: one of RESUME: whether the folder may, must not or must hold a run.
+    allowed: settings, as "train.steps", or sections, that may differ from those
+      that the run began with; the new ones are recorded.
 
   Raises:
     DataError: the index cannot be read.
     ValueError: the folder holds a run with other settings or against
-      `resume`, or not all processes see it.
+      `resume`, or not all processes see it; or there is no such setting.
   """
   workdir = epath.Path(workdir)
   hosts.first_does(lambda: _require_resumable(workdir, resume))
@@ -98,7 +103,7 @@ def start(
   quarantine = checks.Quarantine(workdir / name)
   hosts.first_does(lambda: _take_parts(quarantine, workdir))  # of a killed run
   items = _training_items(told, quarantine)
-  hosts.first_does(lambda: _record(told, items, workdir))
+  hosts.first_does(lambda: _record(told, items, workdir, allowed))
   path = workdir / TOKENIZER
   if not path.exists():
     raise ValueError(
@@ -243,34 +248,6 @@ def with_vocabulary(
   return dataclasses.replace(told, model=model)
 
 
-def with_sizes(
-  told: settings.Settings, held: store.Converted
-) -> settings.Settings:
-  """Settings for a run that starts from converted weights.
-
-  Sizes, order of channels and low-rank updates that the weights have are
-  theirs; what adds to a model (new updates, correlation steps), and how it
-  computes, stays as told. The tokenizer beside the weights is the run's, where
-  the settings name none.
-  """
-  language = dataclasses.replace(
-    held.model.language, attention=told.model.language.attention
-  )
-  model = dataclasses.replace(
-    told.model,
-    image=held.model.image,
-    language=language,
-    decoder=held.model.decoder,
-    channel_order=held.model.channel_order,
-    lora=held.model.lora if held.model.lora.rank else told.model.lora,
-  )
-  tokenizer = told.data.tokenizer
-  if not tokenizer and (held.folder / TOKENIZER).is_file():
-    tokenizer = str(held.folder / TOKENIZER)
-  data = dataclasses.replace(told.data, tokenizer=tokenizer)
-  return dataclasses.replace(told, model=model, data=data)
-
-
 def _training_items(
   told: settings.Settings, quarantine: checks.Quarantine
 ) -> Sequence[records.Sample]:
@@ -291,6 +268,7 @@ def _record(
   told: settings.Settings,
   items: Sequence[records.Sample],
   workdir: epath.Path,
+  allowed: Sequence[str],
 ) -> None:
   """Writes what makes the folder a run: tokenizer and settings.
 
@@ -308,7 +286,7 @@ def _record(
       pipeline.corpus(items), told.data.vocabulary, path
     )
   told = with_vocabulary(told, tokenizer)
-  _require_same(told, workdir)
+  _require_same(told, workdir, allowed)
   settings.save(told, workdir)
 
 
@@ -334,14 +312,18 @@ def _take_parts(quarantine: checks.Quarantine, workdir: epath.Path) -> None:
     path.unlink()
 
 
-def _require_same(told: settings.Settings, workdir: epath.Path) -> None:
+def _require_same(
+  told: settings.Settings, workdir: epath.Path, allowed: Sequence[str] = ()
+) -> None:
   """Refuses to go on with a run under other settings than it began with."""
   path = workdir / settings.RECORD
   if not path.exists():
     return
   # Written anew: settings that came later have their defaults.
-  before = settings.to_json(settings.load(workdir))
-  now = settings.to_json(told)
+  begun = settings.load(workdir)
+  for key in allowed:
+    begun = settings.with_those_of(begun, told, key)
+  before, now = settings.to_json(begun), settings.to_json(told)
   changes = [
     line
     for line in difflib.ndiff(before.splitlines(), now.splitlines())
@@ -351,5 +333,6 @@ def _require_same(told: settings.Settings, workdir: epath.Path) -> None:
     listed = "\n  ".join(changes)
     raise ValueError(
       f"{workdir} holds a run with other settings (-: its own, +: these):\n  "
-      f"{listed}\nGive the same settings to go on, or another --workdir."
+      f"{listed}\nGive the same settings to go on, or another --workdir; "
+      "--allow=train.steps lets that one differ, and so any other."
     )

@@ -108,6 +108,22 @@ def load(workdir: str | os.PathLike[str]) -> Settings:
   return parse([], default=str(workdir))
 
 
+def with_those_of(settings: Settings, other: Settings, key: str) -> Settings:
+  """The settings, `key` (as "train.steps", or a section) taken from `other`.
+
+  Raises:
+    ValueError: there is no such setting.
+  """
+  values = json.loads(to_json(settings))
+  into, taken = values, json.loads(to_json(other))
+  *sections, name = key.removeprefix("config.").split(".")
+  for section in sections:
+    into, taken = _inside(into, section, key), _inside(taken, section, key)
+  _inside(into, name, key)
+  into[name] = taken[name]
+  return _build(values, key)
+
+
 def available() -> list[str]:
   """The configs that come with the package, as --config names them."""
   names = set()
@@ -115,6 +131,13 @@ def available() -> list[str]:
     folder = root / "configs"
     names |= {path.relative_to(root).as_posix() for path in folder.glob("*.py")}
   return sorted(names)
+
+
+def _inside(values: Any, name: str, key: str) -> Any:
+  if not isinstance(values, dict) or name not in values:
+    held = ", ".join(values) if isinstance(values, dict) else "none"
+    raise ValueError(f"there is no setting {key}; {name!r} is none of: {held}.")
+  return values[name]
 
 
 def _roots() -> tuple[pathlib.Path, ...]:

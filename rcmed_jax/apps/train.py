@@ -2,27 +2,55 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-import pathlib
 from typing import Any
 
 from etils import epath
 
-from rcmed_jax.apps import processes, runs, settings
-from rcmed_jax.convert import store
+from rcmed_jax.apps import manifest, processes, runs, settings, starting
 from rcmed_jax.model import rcmed
 from rcmed_jax.parallel import hosts
-from rcmed_jax.train import loop
+from rcmed_jax.train import loop, profiles, replay
 
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command; see `rcmed train --help`."""
+  args, rest = _parser().parse_known_args(argv)
+  told = settings.parse(rest)
+  with hosts.started(processes.place(args, "train")):
+    weights = None
+    if args.source:
+      start = starting.open_weights(args.source)
+      told, weights = starting.with_sizes(told, start), start.arrays
+    if args.replay is not None:
+      runs.require(args.workdir)
+    run = runs.start(told, args.workdir, resume=args.resume, allowed=args.allow)
+    if args.replay is not None:
+      _replay(run, args.replay, weights)
+      return 0
+    hosts.first_does(
+      lambda: manifest.add_start(
+        run.workdir,
+        run.settings,
+        argv,
+        source=args.source and str(args.source),
+        allowed=args.allow,
+      )
+    )
+    train(run, weights, profile=args.profile)
+    if hosts.is_first():
+      print(f"train: {told.train.steps} steps, saved in {args.workdir}")
+  return 0
+
+
+def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     "rcmed train",
     allow_abbrev=False,
     description="Trains a model. Where the workdir holds a run, goes on.",
     epilog="Settings: --config=FILE[:VARIANT] --config.section.key=value ... "
     f"Exit codes: 0 trained; 2 bad input; {hosts.STOPPED} stopped by SIGTERM "
-    "and saved, the same command goes on; 130 stopped by Ctrl-C and saved.",
+    "and saved, or ended by train.watchdog_s: the same command goes on; 130 "
+    "stopped by Ctrl-C and saved.",
   )
   parser.add_argument(
     "--workdir",
@@ -32,11 +60,14 @@ def main(argv: Sequence[str]) -> int:
     "all hosts see, or gs://BUCKET/RUN",
   )
   parser.add_argument(
+    "--from",
     "--init",
-    type=pathlib.Path,
+    dest="source",
+    type=epath.Path,
     metavar="CKPT",
-    help="converted weights to start from; their sizes, order of channels and "
-    "tokenizer are the run's",
+    help="weights that a new run starts from, at step 0: converted ones, or "
+    "the workdir of a run; their sizes, order of channels and tokenizer are "
+    "the run's",
   )
   parser.add_argument(
     "--resume",
@@ -45,28 +76,87 @@ def main(argv: Sequence[str]) -> int:
     help="go on where the workdir holds a run (auto), refuse to (never), or "
     "insist on it (required)",
   )
+  parser.add_argument(
+    "--allow",
+    action="append",
+    default=[],
+    metavar="KEY",
+    help="a setting, as train.steps, or a section that may differ from what "
+    "the run began with; may be given several times",
+  )
+  parser.add_argument(
+    "--profile",
+    type=_window,
+    metavar="FIRST:LAST",
+    help=f"trace these steps into WORKDIR/{profiles.FOLDER}",
+  )
+  parser.add_argument(
+    "--replay",
+    type=int,
+    metavar="STEP",
+    help="do not train: run the bad batch of that step again, with the weights "
+    "that it met, and say which of its records is not finite",
+  )
   processes.add_flags(parser)
-  args, rest = parser.parse_known_args(argv)
-  told = settings.parse(rest)
-  with hosts.started(processes.place(args, "train")):
-    weights = None
-    if args.init:
-      held = store.read_whole(args.init)
-      told, weights = runs.with_sizes(told, held), held.tensors
-    train(runs.start(told, args.workdir, resume=args.resume), weights)
-    if hosts.is_first():
-      print(f"train: {told.train.steps} steps, saved in {args.workdir}")
-  return 0
+  return parser
+
+
+def _window(text: str) -> tuple[int, int]:
+  try:
+    return profiles.parse(text)
+  except ValueError as error:
+    raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _replay(
+  run: runs.Run, step: int, weights: Mapping[str, Any] | None
+) -> None:
+  told = run.settings
+  found = replay.replay(
+    told.model,
+    told.train,
+    told.optimizer,
+    told.mesh,
+    run.batches,
+    run.workdir,
+    step,
+    weights,
+  )
+  met = "which it met" if found.exact else "later than those it met"
+  print(
+    f"train: the batch of step {step}, weights after step {found.weights_step}"
+    f", {met}"
+  )
+  for one in (found.whole, *found.alone):
+    word = "NOT FINITE" if one.metrics["non_finite"] else "finite"
+    numbers = " ".join(
+      f"{key}={value:.4g}"
+      for key, value in one.metrics.items()
+      if key != "non_finite"
+    )
+    print(f"  {word:<10}  {_named(run, one.record)}: {numbers}")
+
+
+def _named(run: runs.Run, record: int | None) -> str:
+  if record is None:
+    return "all records"
+  if record < 0:
+    return "a row left empty"  # its record could not be used
+  return f"record {record}, {run.items[record].id}"
 
 
 def train(
-  run: runs.Run, weights: Mapping[str, Any] | None = None
+  run: runs.Run,
+  weights: Mapping[str, Any] | None = None,
+  *,
+  profile: tuple[int, int] | None = None,
 ) -> rcmed.RCMed:
   """The trained model of a run; says what was left out of the data.
 
   Args:
     run: opened, new or begun.
     weights: by dotted path, for a new run to start from.
+    profile: first and last step of a profiler's trace.
   """
   told = run.settings
   try:
@@ -78,6 +168,7 @@ def train(
       run.batches,
       run.workdir,
       weights=weights,
+      profile=profile,
     )
   except SystemExit:  # stopped, together with all others
     run.gather_quarantine()

@@ -25,13 +25,26 @@ FRAME = "report.html"
 LOSS_TERMS = ("loss", "text", "dice", "bce", "boundary")
 
 # What metrics.jsonl says besides curves.
-NOT_CURVES = ("step", "non_finite", "time", "epoch")
+NOT_CURVES = (
+  "step",
+  "non_finite",
+  "time",
+  "epoch",
+  # Where a step's time goes: for who tunes a run, not for who reads its scores.
+  "step_s",
+  "data_s",
+  "wait_s",
+  "checkpoint_s",
+  "evaluate_s",
+  "memory_gib",
+)
 
 # Shorter or plainer names for what the training loop logs.
 CURVE_TITLES = {
   "learning_rate": "Learning rate",
   "images_per_s": "Images per second",
   "grad_norm": "Gradient norm before clipping",
+  "mfu": "Share of the chips' arithmetic",
 }
 
 

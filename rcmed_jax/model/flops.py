@@ -16,14 +16,18 @@ from rcmed_jax.model.config import ModelConfig
 # need gradients of their states alone.
 _TRAINED = {
   "all": {"encoder", "language", "head", "rest"},
+  "all_but_encoder": {"language", "head", "rest"},
   "release": {"encoder", "head", "rest"},
+  "release_but_encoder": {"head", "rest"},
   "lora": set[str](),
 }
 # Low-rank updates make gradients pass the language model, not the encoder,
 # where nothing before them trains.
 _CROSSED = {
   "all": {"encoder", "language", "head", "rest"},
+  "all_but_encoder": {"language", "head", "rest"},
   "release": {"encoder", "language", "head", "rest"},
+  "release_but_encoder": {"language", "head", "rest"},
   "lora": {"language", "head", "rest"},
 }
 

@@ -40,6 +40,29 @@ GPUS = {
   )
 }
 
+# What JAX calls a device, in part -> its name here; the first that fits.
+_KINDS = {
+  "tpu v4": "v4",
+  "tpu v5 lite": "v5e",
+  "tpu v5e": "v5e",
+  "tpu v5": "v5p",
+  "tpu v6 lite": "v6e",
+  "tpu v6e": "v6e",
+  "tpu7x": "tpu7x",
+  "a100-sxm4-80gb": "a100",
+  "h100 80gb": "h100",
+  "h200": "h200",
+  "b200": "b200",
+}
+
+
+def known(kind: str) -> Chip | None:
+  """The chip that JAX calls so, as `device_kind`; None: none of ours."""
+  for words, name in _KINDS.items():
+    if words in kind.lower():
+      return (TPUS | GPUS)[name]
+  return None
+
 
 def gpus(topology: str) -> tuple[Chip, int] | None:
   """(kind, number) of "h100:64"; None where it names no GPU.

@@ -109,6 +109,13 @@ def first_does(action: Callable[[], Any]) -> None:
     raise ValueError(told.tobytes().rstrip(b"\0").decode(errors="replace"))
 
 
+def all_of(rows: np.ndarray) -> np.ndarray:
+  """The rows of all processes, one after the other, in all of them."""
+  if jax.process_count() == 1:
+    return rows
+  return np.asarray(multihost_utils.process_allgather(rows, tiled=True))
+
+
 class Vote:
   """The largest number that any process has cast, known to all alike.
 

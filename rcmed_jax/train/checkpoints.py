@@ -5,18 +5,24 @@
     checkpoints/STEP/
       trainable/            trained weights, float32
       optimizer/            moments of AdamW
+      average/              averaged weights, where optimizer.average keeps any
       data/                 state of the data iterator (JSON)
-      meta/                 step and what the caller adds (JSON)
+      meta/                 step, what the caller adds, fingerprints (JSON)
+  damaged/STEP/             what could not be restored, set aside
 
 Arrays are stored as pure dicts by parameter path. `workdir` may lie in a bucket
 (gs://). Several processes write one checkpoint together: all must see the same
 `workdir`, and all must call what is here together.
 """
 
+from collections.abc import Mapping
+import dataclasses
 import errno
+import json
 import os
 import shutil
 from typing import Any
+import zlib
 
 from etils import epath
 from flax import nnx
@@ -25,6 +31,7 @@ import orbax.checkpoint as ocp
 
 from rcmed_jax.data import files
 from rcmed_jax.parallel import hosts
+from rcmed_jax.train import averages, fingerprints
 from rcmed_jax.train import step as steps
 
 # Files beside the arrays: metadata, manifests. Generous for a toy.
@@ -32,6 +39,25 @@ OVERHEAD_BYTES = 4 << 20
 
 # What Orbax and TensorStore raise for files that are missing or cut short.
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError)
+
+# Characters of such an error that a person is shown.
+_LONGEST = 400
+
+# Where meta holds the fingerprints of its checkpoint.
+_CHECK = "check"
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+  """What a run goes on from."""
+
+  state: steps.TrainState
+  data_state: Any  # of the data iterator
+  damaged: tuple[str, ...]  # sentences: newer checkpoints, set aside
+
+
+class _OtherModelError(ValueError):
+  """A whole checkpoint of another model: no older one would do."""
 
 
 class Checkpoints:
@@ -42,6 +68,8 @@ class Checkpoints:
     self._workdir = files.absolute(workdir)
     self._folder = self._workdir / "checkpoints"
     self._frozen = self._workdir / "frozen"
+    self._damaged = self._workdir / "damaged"
+    self._frozen_prints: dict[str, int] | None = None
     self._manager = ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
@@ -50,6 +78,7 @@ class Checkpoints:
       item_handlers={
         "trainable": ocp.StandardCheckpointHandler(),
         "optimizer": ocp.StandardCheckpointHandler(),
+        "average": ocp.StandardCheckpointHandler(),
         "data": ocp.JsonCheckpointHandler(),
         "meta": ocp.JsonCheckpointHandler(),
       },
@@ -64,6 +93,10 @@ class Checkpoints:
   def latest(self) -> int | None:
     """The step of the newest complete checkpoint."""
     return self._manager.latest_step()
+
+  def all_steps(self) -> list[int]:
+    """The steps of all complete checkpoints."""
+    return sorted(self._manager.all_steps())
 
   def save(
     self, state: steps.TrainState, data_state: Any, meta: dict[str, Any]
@@ -85,7 +118,8 @@ class Checkpoints:
     frozen_missing = bool(state.frozen) and hosts.first_decides(
       not self._frozen.exists()
     )
-    needed = _bytes((state.trainable, state.moments)) + OVERHEAD_BYTES
+    average = averages.of(state.moments)
+    needed = _bytes((state.trainable, state.moments, average)) + OVERHEAD_BYTES
     if frozen_missing:
       needed += _bytes(state.frozen)
     hosts.first_does(lambda: self._require_space(needed))
@@ -93,15 +127,18 @@ class Checkpoints:
       if frozen_missing:
         with ocp.StandardCheckpointer() as checkpointer:
           checkpointer.save(self._frozen, state.frozen)
-      self._manager.save(
-        step,
-        args=ocp.args.Composite(
-          trainable=ocp.args.StandardSave(state.trainable),
-          optimizer=ocp.args.StandardSave(state.moments),
-          data=ocp.args.JsonSave({"state": data_state}),
-          meta=ocp.args.JsonSave({"step": step, **meta}),
-        ),
-      )
+      meta = {"step": step, **meta}
+      check = self._prints(state, data_state, meta)
+      items = {
+        "trainable": ocp.args.StandardSave(state.trainable),
+        "optimizer": ocp.args.StandardSave(state.moments),
+        "data": ocp.args.JsonSave({"state": data_state}),
+      }
+      if average is not None:
+        check["average"] = fingerprints.of(average)
+        items["average"] = ocp.args.StandardSave(average)
+      items["meta"] = ocp.args.JsonSave({**meta, _CHECK: check})
+      self._manager.save(step, args=ocp.args.Composite(**items))
     except (OSError, ValueError, RuntimeError) as error:
       raise self._explained(error, needed) from error
 
@@ -112,78 +149,96 @@ class Checkpoints:
     except (OSError, ValueError, RuntimeError) as error:
       raise self._explained(error, needed=None) from error
 
-  def restore(self, abstract: steps.TrainState) -> tuple[steps.TrainState, Any]:
-    """(state, data iterator's state) of the newest checkpoint.
+  def restore(
+    self, abstract: steps.TrainState, *, before: int | None = None
+  ) -> Restored:
+    """The newest checkpoint that is whole.
+
+    Newer ones that are damaged are set aside, once an older one was found to be
+    whole: where none is, settings are as likely to be wrong as files.
 
     Args:
       abstract: shapes, dtypes and shardings to restore to; the mesh may be
         another than the one that saved.
+      before: only checkpoints of fewer steps; damaged ones stay where they are.
 
     Raises:
-      ValueError: where there is none, or it cannot be read, or it belongs to
-        another model or optimizer.
+      ValueError: where there is none, or none can be read, or the newest
+        belongs to another model or optimizer.
     """
-    step = self._newest()
-    try:
-      self._require_same_model(step, abstract.trainable)
-      items = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          trainable=ocp.args.StandardRestore(abstract.trainable),
-          optimizer=ocp.args.StandardRestore(abstract.moments),
-          data=ocp.args.JsonRestore(),
-          meta=ocp.args.JsonRestore(),
-        ),
+    self._newest()
+    newest_first = sorted(self._manager.all_steps(), reverse=True)
+    tried = [s for s in newest_first if before is None or s < before]
+    damage: dict[int, Exception] = {}
+    for step in tried:
+      try:
+        state, data_state = self._read(step, abstract)
+      except _OtherModelError as error:
+        raise self._unreadable(step, error) from error
+      except _READ_ERRORS as error:
+        damage[step] = error
+        continue
+      sentences = tuple(
+        f"{self._folder / str(bad)}: the checkpoint is damaged, set aside in "
+        f"{self._damaged}; going back to step {step}. {_short(error)}"
+        for bad, error in damage.items()
       )
-      frozen = {}
-      if abstract.frozen:
-        with ocp.StandardCheckpointer() as checkpointer:
-          frozen = checkpointer.restore(self._frozen, abstract.frozen)
-    except _READ_ERRORS as error:
-      raise self._unreadable(step, error) from error
-    state = steps.TrainState(
-      step=jax.device_put(items["meta"]["step"], abstract.step.sharding).astype(
-        abstract.step.dtype
-      ),
-      trainable=items["trainable"],
-      frozen=frozen,
-      moments=items["optimizer"],
-    )
-    return state, items["data"]["state"]
+      if damage and before is None:
+        hosts.first_does(lambda: self._set_aside(list(damage)))
+        self._manager.reload()
+      return Restored(state, data_state, sentences)
+    if not damage:
+      raise ValueError(f"{self._folder} holds no checkpoint before {before}.")
+    step, error = next(iter(damage.items()))
+    raise self._unreadable(step, error) from error
 
   def meta(self) -> dict[str, Any]:
     """What `save` was given as meta, and "step", of the newest checkpoint."""
     step = self._newest()
     try:
-      items = self._manager.restore(
-        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-      )
+      return self._meta(step)[0]
     except _READ_ERRORS as error:
       raise self._unreadable(step, error) from error
-    return items["meta"]
 
   def weights(
-    self, sharding: jax.sharding.Sharding | None = None
+    self,
+    sharding: jax.sharding.Sharding | None = None,
+    *,
+    averaged: bool = False,
   ) -> dict[str, Any]:
     """Trained and frozen weights as one pure dict, for `nnx.merge`.
 
     Args:
       sharding: where every array goes; by default this process's first device.
+      averaged: of the trained ones their average, where it was kept.
+
+    Raises:
+      ValueError: there is no checkpoint, or the newest is damaged (who asks a
+        model is not to be answered by an older one), or it has no average.
     """
     step = self._newest()
+    item = "average" if averaged else "trainable"
+    if not (self._folder / str(step) / item).exists() and averaged:
+      raise ValueError(
+        f"{self._folder / str(step)} holds no averaged weights; train with "
+        "optimizer.average=0.999, or ask for the weights themselves."
+      )
     sharding = sharding or jax.sharding.SingleDeviceSharding(
       jax.local_devices()[0]
     )
     try:
+      _, check = self._meta(step)
       parts = [
         self._manager.restore(
           step,
           args=ocp.args.Composite(
-            trainable=ocp.args.StandardRestore(
-              _abstract(self._stored(step), sharding)
-            )
+            **{
+              item: ocp.args.StandardRestore(
+                _abstract(self._stored(step, item), sharding)
+              )
+            }
           ),
-        )["trainable"]
+        )[item]
       ]
       if self._frozen.exists():
         with ocp.StandardCheckpointer() as checkpointer:
@@ -191,6 +246,9 @@ class Checkpoints:
           parts.append(
             checkpointer.restore(self._frozen, _abstract(stored, sharding))
           )
+      for name, part in zip((item, "frozen"), parts, strict=False):
+        if check:
+          fingerprints.require(part, check[name])
     except _READ_ERRORS as error:
       raise self._unreadable(step, error) from error
     merged = {}
@@ -205,6 +263,71 @@ class Checkpoints:
     finally:
       self._manager.close()
 
+  def _read(self, step: int, abstract: steps.TrainState) -> tuple[Any, Any]:
+    """(state, data iterator's state) of one checkpoint, found to be whole."""
+    meta, check = self._meta(step)
+    self._require_same_model(step, abstract.trainable)
+    items = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        trainable=ocp.args.StandardRestore(abstract.trainable),
+        optimizer=ocp.args.StandardRestore(abstract.moments),
+        data=ocp.args.JsonRestore(),
+      ),
+    )
+    frozen = {}
+    if abstract.frozen:
+      with ocp.StandardCheckpointer() as checkpointer:
+        frozen = checkpointer.restore(self._frozen, abstract.frozen)
+    data_state = items["data"]["state"]
+    if check:
+      fingerprints.require(items["trainable"], check["trainable"])
+      fingerprints.require(items["optimizer"], check["optimizer"])
+      fingerprints.require(frozen, check["frozen"])
+      if _sum(data_state) != check["data"]:
+        raise ValueError("the data iterator's state is not what was saved.")
+    state = steps.TrainState(
+      step=jax.device_put(meta["step"], abstract.step.sharding).astype(
+        abstract.step.dtype
+      ),
+      trainable=items["trainable"],
+      frozen=frozen,
+      moments=items["optimizer"],
+    )
+    return state, data_state
+
+  def _meta(self, step: int) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """(meta, fingerprints); none of a checkpoint from before there were any."""
+    items = self._manager.restore(
+      step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+    )
+    meta = dict(items["meta"])
+    check = meta.pop(_CHECK, {})
+    if meta["step"] != step or (check and _sum(meta) != check["meta"]):
+      raise ValueError("its meta is not what was saved.")
+    return meta, check
+
+  def _prints(
+    self, state: steps.TrainState, data_state: Any, meta: Mapping[str, Any]
+  ) -> dict[str, Any]:
+    if self._frozen_prints is None:  # they never change
+      self._frozen_prints = fingerprints.of(state.frozen)
+    return {
+      "trainable": fingerprints.of(state.trainable),
+      "optimizer": fingerprints.of(state.moments),
+      "frozen": self._frozen_prints,
+      "data": _sum(data_state),
+      "meta": _sum(meta),
+    }
+
+  def _set_aside(self, damaged: list[int]) -> None:
+    self._damaged.mkdir(exist_ok=True)
+    for step in damaged:
+      target = self._damaged / str(step)
+      if target.exists():
+        target.rmtree()
+      (self._folder / str(step)).rename(target)
+
   def _newest(self) -> int:
     step = self.latest()
     if step is None:
@@ -214,9 +337,9 @@ class Checkpoints:
       )
     return step
 
-  def _stored(self, step: int) -> Any:
+  def _stored(self, step: int, item: str = "trainable") -> Any:
     """Shapes and dtypes of the trained parameters of a checkpoint."""
-    stored = self._manager.item_metadata(step)["trainable"]
+    stored = self._manager.item_metadata(step)[item]
     if stored is None:
       raise ValueError("the description of its trained parameters is missing.")
     return stored
@@ -225,7 +348,7 @@ class Checkpoints:
     """Names the first parameters that differ; Orbax' own words do not."""
     there, here = _shapes(self._stored(step).tree), _shapes(trainable)
     if there.keys() != here.keys():
-      raise ValueError(
+      raise _OtherModelError(
         "trained parameters only there: "
         f"{', '.join(sorted(there.keys() - here.keys())[:3]) or 'none'}; "
         "only here: "
@@ -233,7 +356,7 @@ class Checkpoints:
       )
     for name, shape in here.items():
       if there[name] != shape:
-        raise ValueError(
+        raise _OtherModelError(
           f"{name} has shape {there[name]} there and {shape} here."
         )
 
@@ -271,6 +394,16 @@ def _abstract(metadata: Any, sharding: jax.sharding.Sharding) -> Any:
     ),
     metadata.tree,
   )
+
+
+def _short(error: Exception) -> str:
+  """An error's beginning; TensorStore adds all its settings to it."""
+  return str(error).partition("[tensorstore_spec")[0][:_LONGEST]
+
+
+def _sum(value: Any) -> int:
+  """Checksum of a JSON value."""
+  return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def _shapes(arrays: Any) -> dict[str, tuple[int, ...]]:

@@ -1,5 +1,7 @@
 """What a run shows while it runs: a bar, TensorBoard files, metrics.jsonl."""
 
+from collections.abc import Iterator
+import contextlib
 import json
 import os
 import pathlib
@@ -12,6 +14,10 @@ import tensorboardX
 import tqdm
 
 from rcmed_jax.data import files
+from rcmed_jax.train import meter as meters
+
+# What a run does between steps that counts for no rate.
+_ASIDE = ("checkpoint", "evaluate")
 
 
 class Log:
@@ -23,12 +29,17 @@ class Log:
   """
 
   def __init__(
-    self, workdir: str | os.PathLike[str], *, start: int, steps: int
+    self,
+    workdir: str | os.PathLike[str],
+    *,
+    start: int,
+    steps: int,
+    meter: meters.Meter | None = None,
   ):
     """Opens the files to go on after step `start`.
 
     What an interrupted run wrote after its last checkpoint is dropped: those
-    steps run again.
+    steps run again. With a meter, the use of the devices is written as well.
     """
     workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -48,8 +59,8 @@ class Log:
       unit="step",
       mininterval=0.1 if sys.stderr.isatty() else 10.0,
     )
-    self._rate_since = time.perf_counter()
-    self._images = 0
+    self._meter = meter
+    self.restart_clock()
 
   def __enter__(self) -> "Log":
     return self
@@ -64,24 +75,52 @@ class Log:
         (self._tensorboard / path.name).write_bytes(path.read_bytes())
       self._spool.cleanup()
 
-  def advance(self, images: int) -> None:
-    """One step of `images` images was given to the device."""
+  def advance(self, images: int, work: float = 0.0) -> None:
+    """One step of `images` images, `work` operations, went to the device."""
     self._images += images
+    self._work += work
+    self._steps += 1
     self._bar.update()
+
+  @contextlib.contextmanager
+  def spending(self, part: str) -> Iterator[None]:
+    """What happens within it counts as the `part`'s time."""
+    begin = time.perf_counter()
+    yield
+    spent = time.perf_counter() - begin
+    self._spent[part] = self._spent.get(part, 0.0) + spent
 
   def restart_clock(self) -> None:
     """What was done since the last write counts for no rate."""
-    self._rate_since = time.perf_counter()
-    self._images = 0
+    self._since = time.perf_counter()
+    self._images = self._steps = 0
+    self._work = 0.0
+    self._spent: dict[str, float] = {}
 
   def write_training(self, step: int, metrics: dict[str, float]) -> None:
-    """Training metrics, with the images per second since the last call."""
-    rate = self._images / (time.perf_counter() - self._rate_since)
+    """Training metrics, with the speed and its parts since the last call.
+
+    Adds images_per_s and step_s, which leave checkpoints and evaluation out;
+    of a step the seconds that its host spent on `data_s` and, idle, on
+    `wait_s` for the devices: where the first is large and the second is none,
+    data holds the devices up. checkpoint_s and evaluate_s are those of all the
+    steps since the last line.
+    """
+    spent = dict(self._spent)
+    aside = {f"{p}_s": spent.pop(p) for p in _ASIDE if p in spent}
+    seconds = time.perf_counter() - self._since - sum(aside.values())
+    rate, timed = self._images / seconds, {}
+    if self._steps:  # none where the clock was just set
+      timed = {"step_s": seconds / self._steps}
+      timed |= {f"{part}_s": s / self._steps for part, s in spent.items()}
+      if self._meter:
+        timed |= self._meter.numbers(self._work, seconds)
     self.restart_clock()
-    self._bar.set_postfix_str(
-      f"loss={metrics['loss']:.4f}, {rate:.1f} images/s", refresh=False
-    )
-    self.write(step, {**metrics, "images_per_s": rate})
+    if "loss" in metrics:
+      self._bar.set_postfix_str(
+        f"loss={metrics['loss']:.4f}, {rate:.1f} images/s", refresh=False
+      )
+    self.write(step, {**metrics, "images_per_s": rate, **timed, **aside})
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
     """One line of metrics.jsonl and one TensorBoard scalar a number."""
@@ -104,8 +143,11 @@ class Silence:
   def __exit__(self, *_: object) -> None:
     pass
 
-  def advance(self, images: int) -> None:
+  def advance(self, images: int, work: float = 0.0) -> None:
     pass
+
+  def spending(self, part: str) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
 
   def restart_clock(self) -> None:
     pass

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import types
-from typing import Any, Protocol
+from typing import Any
 
 from etils import epath
 from flax import nnx
@@ -16,12 +16,21 @@ import numpy as np
 
 from rcmed_jax.model import config as model_configs
 from rcmed_jax.model import rcmed
-from rcmed_jax.parallel import hosts, rules
+from rcmed_jax.parallel import hosts
 from rcmed_jax.parallel import mesh as meshes
+from rcmed_jax.train import (
+  bad_batches,
+  feed,
+  initial,
+  logs,
+  losses,
+  meter,
+  profiles,
+)
 from rcmed_jax.train import checkpoints as checkpoint_files
-from rcmed_jax.train import initial, logs, losses
 from rcmed_jax.train import optimizer as optimizers
 from rcmed_jax.train import step as steps
+from rcmed_jax.train import watchdog as watchdogs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +45,8 @@ class TrainConfig:
   keep: int = 2  # checkpoints on disk
   eval_every: int = 0  # 0: only after the last step
   seed: int = 0  # of the initial weights and of dropout
+  not_finite: str = "stop"  # or "skip": go on without such a batch
+  watchdog_s: float = 0.0  # end a run that makes no step for so long; 0: never
   loss: losses.LossConfig = losses.LossConfig()
 
   def __post_init__(self) -> None:
@@ -51,33 +62,16 @@ class TrainConfig:
         raise ValueError(
           f"train.{name}={getattr(self, name)} must be at least 1."
         )
-
-
-class Batches(Protocol):
-  """An endless iterator of batches that can say and take back its place."""
-
-  def __next__(self) -> dict[str, np.ndarray]: ...
-
-  def get_state(self) -> Any: ...  # JSON
-
-  def set_state(self, state: Any) -> None: ...
+    if self.not_finite not in bad_batches.POLICIES:
+      raise ValueError(
+        f"train.not_finite={self.not_finite!r}: expected one of "
+        f"{', '.join(bad_batches.POLICIES)}."
+      )
+    if self.watchdog_s < 0:
+      raise ValueError(f"train.watchdog_s={self.watchdog_s} is below 0.")
 
 
 Evaluator = Callable[[rcmed.RCMed], dict[str, float]]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Fetched:
-  arrays: dict[str, jax.Array]  # on the devices
-  records: np.ndarray  # int64[B], which records the rows are
-  data_state: Any  # of the iterator after this batch
-
-
-@dataclasses.dataclass(frozen=True)
-class _Done:
-  step: int
-  metrics: dict[str, jax.Array]
-  records: np.ndarray
 
 
 def train(
@@ -85,10 +79,11 @@ def train(
   config: TrainConfig,
   optimizer_config: optimizers.OptimizerConfig,
   mesh_config: meshes.MeshConfig,
-  make_data: Callable[[], Batches],
+  make_data: Callable[[], feed.Batches],
   workdir: str | os.PathLike[str],
   evaluators: Mapping[str, Evaluator] = types.MappingProxyType({}),
   weights: Mapping[str, Any] | None = None,
+  profile: tuple[int, int] | None = None,
 ) -> rcmed.RCMed:
   """The trained model. Goes on where `workdir` holds an earlier run.
 
@@ -102,10 +97,12 @@ def train(
       arrays are overwritten by the next step: do not keep them.
     weights: arrays by dotted path that a new run starts from; None: from
       nothing.
+    profile: first and last step of a profiler's trace.
 
   Raises:
-    FloatingPointError: at the first loss or gradient that is not finite; the
-      last checkpoint stays.
+    FloatingPointError: at the first loss or gradient that is not finite, or
+      where `train.not_finite` skips, at too many in a row; the last checkpoint
+      stays.
     SystemExit: after SIGINT (code 130) or SIGTERM (`hosts.STOPPED`) of any
       process, in all after the same step, with a checkpoint written.
   """
@@ -133,40 +130,53 @@ def train(
       checkpoint_files.Checkpoints(workdir, keep=config.keep)
     )
     data = make_data()
-    start = checkpoints.latest() or 0
-    if start:
-      state, data_state = checkpoints.restore(layout.state)
+    start, damaged = 0, ()
+    if checkpoints.latest():
+      restored = checkpoints.restore(layout.state)
+      state, damaged = restored.state, restored.damaged
+      start = int(state.step)
       if start >= config.steps:
         return nnx.merge(layout.graphdef, state.trainable, state.frozen)
-      data.set_state(data_state)
+      data.set_state(restored.data_state)
     else:
       state = steps.init_state(
         layout, model_config, optimizer_config, optimizer, config.seed
       )
       if weights is not None:
         state = initial.with_weights(state, weights)
+    gauge = meter.Meter(model_config, optimizer_config.trainable, mesh)
     log = stack.enter_context(
-      logs.Log(workdir, start=start, steps=config.steps)
+      logs.Log(workdir, start=start, steps=config.steps, meter=gauge)
       if hosts.is_first()
       else logs.Silence()
     )
-    for sentence in layout.replicated:
+    for sentence in (*layout.replicated, *damaged):
       log.say(sentence)
     if start:
       log.say(f"{workdir}: going on after step {start}.")
     stop = stack.enter_context(_StopSignals())
+    watchdog = stack.enter_context(
+      watchdogs.Watchdog(config.watchdog_s, workdir)
+    )
+    profiler = stack.enter_context(profiles.Window(profile, workdir))
+    guard = bad_batches.Guard(config.not_finite, workdir)
     vote = hosts.Vote(mesh)
 
-    pending: list[_Done] = []  # since the last log
-    upcoming = _fetch(data, mesh, start)
+    pending: list[bad_batches.Done] = []  # since the last log
+    upcoming = feed.fetch(data, mesh, start)
     for step in range(start + 1, config.steps + 1):
       batch = upcoming
+      profiler.before(step)
       state, metrics = train_step(state, batch.arrays)
-      pending.append(_Done(step, metrics, batch.records))
-      log.advance(config.batch_size)
+      pending.append(
+        bad_batches.Done(step, metrics, batch.records, batch.before)
+      )
+      log.advance(config.batch_size, gauge.work(batch.arrays))
       # The host prepares the next batch while the device computes.
       if step < config.steps:
-        upcoming = _fetch(data, mesh, step)
+        with log.spending("data"):
+          upcoming = feed.fetch(data, mesh, step)
+      profiler.after(step, metrics)
       if step == start + 1:
         jax.block_until_ready(metrics)
         log.restart_clock()  # compilation is no part of the rate
@@ -181,21 +191,26 @@ def train(
       # Looking at a step waits for it: at the one before, while this one runs,
       # unless this one is about to be kept.
       due = writes or saves or evaluates
-      _require_finite(pending[-1:] if due else pending[-2:-1], workdir)
+      with log.spending("wait"):
+        skipped = guard.look(pending, step if due else step - 1)
+      for sentence in skipped:
+        log.say(sentence)
       if writes:
-        log.write_training(
-          step, {**_means(pending), "learning_rate": float(rate(step - 1))}
-        )
+        with log.spending("wait"):
+          means = _means(pending)
+        means["learning_rate"] = float(rate(step - 1))
+        log.write_training(step, means)
         pending = []
       if saves:
-        checkpoints.save(state, batch.data_state, meta)
+        with log.spending("checkpoint"):
+          checkpoints.save(state, batch.data_state, meta)
       if evaluates and not stopped:
         model = nnx.merge(layout.graphdef, state.trainable, state.frozen)
         for name, evaluate in evaluators.items():
-          scores = evaluate(model)
+          with log.spending("evaluate"):
+            scores = evaluate(model)
           log.write(step, {f"{name}/{k}": v for k, v in scores.items()})
-      if saves or evaluates:
-        log.restart_clock()
+      watchdog.fed()
       if stopped:
         checkpoints.wait()
         log.say(
@@ -216,44 +231,20 @@ def _check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
     )
 
 
-def _fetch(data: Batches, mesh: jax.sharding.Mesh, step: int) -> _Fetched:
-  """The next batch, on its way to the devices."""
-  try:
-    batch = next(data)
-  except StopIteration as error:
-    raise ValueError(
-      f"the data ended after step {step}; make_data must repeat without end."
-    ) from error
-  sharding = rules.batch_sharding(mesh)
-  arrays = {
-    name: jax.make_array_from_process_local_data(sharding, rows)
-    for name, rows in batch.items()
-    if name != "record_B"
-  }
-  return _Fetched(arrays, batch["record_B"], data.get_state())
+def _means(done: list[bad_batches.Done]) -> dict[str, float]:
+  """Mean of each metric over the steps, fetched in one transfer.
 
-
-def _require_finite(done: list[_Done], workdir: epath.Path) -> None:
-  for one in done:
-    if one.metrics["non_finite"]:
-      values = {k: float(v) for k, v in one.metrics.items()}
-      raise FloatingPointError(
-        f"step {one.step}: the loss or its gradient is not finite: {values}. "
-        f"Records of the batch: {one.records.tolist()}. The weights were left "
-        f"as they were before it, the last checkpoint in {workdir} is whole. "
-        "Look at these records, or lower optimizer.learning_rate, and start "
-        "again to go on from the checkpoint."
-      )
-
-
-def _means(done: list[_Done]) -> dict[str, float]:
-  """Mean of each metric over the steps, fetched in one transfer."""
+  Skipped steps, which have no numbers, are counted.
+  """
   fetched = jax.device_get([one.metrics for one in done])
-  return {
-    name: float(np.mean([metrics[name] for metrics in fetched]))
+  finite = [metrics for metrics in fetched if not metrics["non_finite"]]
+  means = {
+    name: float(np.mean([metrics[name] for metrics in finite]))
     for name in fetched[0]
-    if name != "non_finite"
+    if name != "non_finite" and finite
   }
+  skipped = len(fetched) - len(finite)
+  return means | ({"skipped": float(skipped)} if skipped else {})
 
 
 def _exit_code(stopped: int) -> int:

@@ -16,6 +16,7 @@ import optax
 import optax.contrib
 
 from rcmed_jax.model import lora
+from rcmed_jax.train import averages
 
 RULES = ("adamw", "muon")
 SCHEDULES = ("linear", "cosine", "constant")
@@ -43,6 +44,7 @@ _FILTERS: dict[str, nnx.filterlib.Filter] = {
   "release_but_encoder": nnx.All(_RELEASE, nnx.Not(_ENCODER)),
   "lora": lora.Lora,
 }
+TRAINABLES = tuple(_FILTERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +67,14 @@ class OptimizerConfig:
   frozen_placement: str = "sharded"
   # In which devices add up their gradients: `step.make_train_step`.
   reduce_dtype: str = "float32"
+  # Decay a step of averaged weights, as 0.999; 0: none are kept.
+  average: float = 0.0
 
   def __post_init__(self) -> None:
     for name, value, allowed in (
       ("rule", self.rule, RULES),
       ("schedule", self.schedule, SCHEDULES),
-      ("trainable", self.trainable, tuple(_FILTERS)),
+      ("trainable", self.trainable, TRAINABLES),
       ("frozen_dtype", self.frozen_dtype, FROZEN_DTYPES),
       ("frozen_placement", self.frozen_placement, FROZEN_PLACEMENTS),
       ("reduce_dtype", self.reduce_dtype, REDUCE_DTYPES),
@@ -79,6 +83,10 @@ class OptimizerConfig:
         raise ValueError(
           f"optimizer.{name}={value!r} is unknown; choose one of {allowed}."
         )
+    if not 0 <= self.average < 1:
+      raise ValueError(
+        f"optimizer.average={self.average} must lie in 0..1, below 1."
+      )
 
 
 def learning_rate(
@@ -120,7 +128,7 @@ def learning_rate(
 def make_optimizer(
   config: OptimizerConfig, steps: int
 ) -> optax.GradientTransformation:
-  """Global-norm clip, then the rule with the schedule.
+  """Global-norm clip, the rule with the schedule, the average if asked.
 
     adamw  every parameter by AdamW
     muon   kernels by Muon: momentum whose singular values are all made about
@@ -151,7 +159,10 @@ def make_optimizer(
       eps=config.eps,
       weight_decay=config.weight_decay,
     )
-  return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+  parts = [optax.clip_by_global_norm(config.clip_norm), rule]
+  if config.average:
+    parts.append(averages.averaging(config.average))
+  return optax.chain(*parts)
 
 
 def matrices(params: Any) -> Any:

@@ -151,13 +151,16 @@ def make_train_step(
   accumulation: int = 1,
   seed: int = 0,
   reduce_dtype: str = "float32",
+  donate: bool = True,
 ) -> Callable[[TrainState, Arrays], tuple[TrainState, dict[str, jax.Array]]]:
   """A jitted (state, batch) -> (state, metrics); the state is donated.
+
+  Without `donate` the state can be used again, at twice the memory.
 
   Losses and gradients of the `accumulation` micro-batches are averaged with
   equal weight. Dropout keys come from (seed, step, micro-batch) and the values
   they drop from the place in the whole array, so that no mesh changes them. A
-  step whose loss or gradient is not finite changes nothing.
+  step whose loss or gradient is not finite counts, and changes nothing else.
 
   Devices add up gradients of weights in `reduce_dtype` and each keeps its part;
   micro-batches are added in float32. "bfloat16" halves what travels and lets
@@ -206,17 +209,20 @@ def make_train_step(
       gradients, state.moments, state.trainable
     )
     trainable = optax.apply_updates(state.trainable, updates)
-    done, trainable, moments = jax.tree.map(
+    trainable, moments = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old),
-      (state.step + 1, trainable, moments),
-      (state.step, state.trainable, state.moments),
+      (trainable, moments),
+      (state.trainable, state.moments),
     )
     metrics["grad_norm"] = grad_norm
     metrics["non_finite"] = jnp.int32(~finite)
+    done = state.step + 1
     return TrainState(done, trainable, state.frozen, moments), metrics
 
   return jax.jit(
-    placed_step, donate_argnums=0, out_shardings=(layout.shardings, None)
+    placed_step,
+    donate_argnums=0 if donate else (),
+    out_shardings=(layout.shardings, None),
   )
 
 

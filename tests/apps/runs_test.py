@@ -24,6 +24,29 @@ def test_resume_says_whether_there_may_be_a_run(told, tmp_path):
     runs.start(told, tmp_path, resume="never")
 
 
+def _changed(told, *flags):
+  return settings.parse(flags, default=told)
+
+
+def test_settings_that_changed_are_refused_unless_allowed(told, tmp_path):
+  runs.start(told, tmp_path)
+  more = ("--config.train.steps=77", "--config.train.keep=5")
+  other = _changed(told, *more)
+  with pytest.raises(ValueError, match=r'\+ .*"steps": 77') as caught:
+    runs.start(other, tmp_path)
+  assert "--allow=train.steps" in str(caught.value)
+  with pytest.raises(ValueError, match=r'"keep": 5') as caught:
+    runs.start(other, tmp_path, allowed=["train.steps"])
+  assert '"steps"' not in str(caught.value)
+  allowed = ["config.train.steps", "train.keep"]
+  assert runs.start(other, tmp_path, allowed=allowed).settings.train.steps == 77
+  assert settings.load(tmp_path).train.keep == 5  # from now on its own
+  back = _changed(told, "--config.train.steps=10")
+  runs.start(back, tmp_path, allowed=["train"])
+  with pytest.raises(ValueError, match=r"no setting train.stesp"):
+    runs.start(told, tmp_path, allowed=["train.stesp"])
+
+
 def test_what_other_processes_could_not_use_is_taken_in(told, tmp_path):
   def item(name):
     return json.dumps({"path": name, "field": "image", "reason": "", "x": 0})

@@ -1,4 +1,4 @@
-"""`rcmed train --init`: low-rank updates trained on converted weights."""
+"""`rcmed train --from`: weights of another, and what a start leaves behind."""
 
 import dataclasses
 import json
@@ -11,10 +11,10 @@ import torch_files
 import toy
 
 from rcmed_jax import cli
-from rcmed_jax.apps import settings
+from rcmed_jax.apps import manifest, runs, settings, starting
 from rcmed_jax.convert import store
-from rcmed_jax.data import tokens
-from rcmed_jax.train import checkpoints, initial
+from rcmed_jax.data import phantoms, tokens
+from rcmed_jax.train import checkpoints, initial, replay
 from rcmed_jax.train.step import TrainState
 
 WORDS = ["This is a <p> computed tomography </p> image with a liver in it."]
@@ -56,15 +56,12 @@ def index(tmp_path):
   return path
 
 
-def test_low_rank_updates_train_on_converted_weights_and_leave(
-  converted, index, tmp_path
-):
-  run = tmp_path / "run"
-  assert not _rcmed(
+def _train(index, workdir, start, *more) -> int:
+  return _rcmed(
     "train",
     "--config=configs/finetune.py:tiny",
-    f"--init={converted}",
-    f"--workdir={run}",
+    f"--from={start}",
+    f"--workdir={workdir}",
     f"--config.data.index={index}",
     "--config.data.lengths=(256,)",
     "--config.data.mask_size=64",
@@ -74,7 +71,15 @@ def test_low_rank_updates_train_on_converted_weights_and_leave(
     "--config.mesh.data=8",
     "--config.optimizer.warmup_steps=0",
     "--config.train.steps=2",
+    *more,
   )
+
+
+def test_low_rank_updates_train_on_converted_weights_and_leave(
+  converted, index, tmp_path
+):
+  run = tmp_path / "run"
+  assert not _train(index, run, converted)
   held = store.read(converted)
   model = settings.load(run).model
   assert (model.image, model.decoder) == (held.model.image, held.model.decoder)
@@ -86,6 +91,24 @@ def test_low_rank_updates_train_on_converted_weights_and_leave(
   base = np.asarray(held.tensors["language.layers.q.kernel"]).astype(np.float32)
   kernel = np.asarray(language["q"]["kernel"])  # held in bfloat16
   np.testing.assert_allclose(np.float32(kernel), base, rtol=1e-2, atol=1e-4)
+
+  # Another run goes on from them, at step 0 and with other data seeds.
+  other = tmp_path / "other"
+  assert not _train(index, other, run, "--config.data.seed=5")
+  (entry,) = manifest.read(other)
+  assert (entry["from"], entry["seeds"]["data"]) == (str(run), 5)
+  with checkpoints.Checkpoints(other) as saved:
+    assert saved.meta()["step"] == 2
+    further = saved.weights()["language"]["layers"]["q"]
+  assert (run / "tokenizer.model").read_bytes() == (
+    other / "tokenizer.model"
+  ).read_bytes()
+  np.testing.assert_array_equal(np.asarray(further["kernel"]), kernel)
+  # Nearer to what it began from than to nothing.
+  moved = np.abs(
+    np.asarray(further["down"]) - np.asarray(language["q"]["down"])
+  )
+  assert 0 < moved.max() < 0.5 * np.abs(np.asarray(further["down"])).max()
 
   # Out and in again, merged: only what trained has moved.
   assert _rcmed("convert", "export", run, tmp_path / "out") == 0
@@ -102,6 +125,50 @@ def test_low_rank_updates_train_on_converted_weights_and_leave(
     np.asarray(held.tensors["mask_decoder.quality_token"], np.float32),
     rtol=1e-2,
   )
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+  with pytest.raises(FileNotFoundError, match="is not the folder of a run"):
+    starting.open_weights(tmp_path)
+
+
+@pytest.mark.parametrize("window", ["10", "9:8", "0:4", "a:b"])
+def test_a_wrong_window_is_refused(window, tmp_path, capsys):
+  with pytest.raises(SystemExit):
+    _rcmed("train", f"--workdir={tmp_path}", f"--profile={window}")
+  assert "expected FIRST:LAST" in capsys.readouterr().err
+
+
+def test_a_replay_names_the_record_at_fault(tmp_path, monkeypatch, capsys):
+  def replayed(*args):
+    assert args[6] == 5
+    good, bad = {"loss": 1.5}, {"loss": float("nan")}
+    return replay.Replay(
+      weights_step=4,
+      exact=True,
+      whole=replay.Outcome(None, {**bad, "non_finite": 1.0}),
+      alone=(
+        replay.Outcome(0, {**good, "non_finite": 0.0}),
+        replay.Outcome(1, {**bad, "non_finite": 1.0}),
+        replay.Outcome(-1, {**good, "non_finite": 0.0}),
+      ),
+    )
+
+  monkeypatch.setattr(replay, "replay", replayed)
+  phantoms.write(tmp_path / "data", 9, seed=0)
+  index = f"--config.data.index={tmp_path / 'data/image2label_train.json'}"
+  command = ("train", "--config=configs/demo.py:tiny", index)
+  run = tmp_path / "run"
+  assert _rcmed(*command, f"--workdir={run}", "--replay=5") == 2
+  assert "is not the folder of a run" in capsys.readouterr().err
+  begun = runs.start(settings.parse(command[1:]), run)
+  assert _rcmed(*command, f"--workdir={run}", "--replay=5") == 0
+  said = capsys.readouterr().out.splitlines()
+  assert said[0].endswith("step 5, weights after step 4, which it met")
+  assert said[1] == "  NOT FINITE  all records: loss=nan"
+  assert said[2] == f"  finite      record 0, {begun.items[0].id}: loss=1.5"
+  assert said[3] == f"  NOT FINITE  record 1, {begun.items[1].id}: loss=nan"
+  assert said[4] == "  finite      a row left empty: loss=1.5"
 
 
 def _state():

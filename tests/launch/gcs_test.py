@@ -124,8 +124,8 @@ def test_a_run_lives_in_a_bucket(bucket, tmp_path):
   )
   assert result.returncode == 0, result.stdout + result.stderr
   assert (
-    "found: checkpoints frozen metrics.jsonl quarantine.jsonl settings.json "
-    "tensorboard tokenizer.model" in result.stdout
+    "found: checkpoints frozen metrics.jsonl quarantine.jsonl run.json "
+    "settings.json tensorboard tokenizer.model" in result.stdout
   )
   assert "give --out" in result.stderr
   assert not pathlib.Path("gs:").exists()

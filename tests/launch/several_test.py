@@ -166,7 +166,7 @@ def test_only_one_process_writes(two):
   found = {path.name for path in two.iterdir()}
   assert found == {
     *("checkpoints", "frozen", "metrics.jsonl", "quarantine.jsonl"),
-    *("settings.json", "tensorboard", "tokenizer.model"),
+    *("run.json", "settings.json", "tensorboard", "tokenizer.model"),
   }
   assert len(list((two / "tensorboard").iterdir())) == 1
   (fault,) = (two / "quarantine.jsonl").read_text().splitlines()

@@ -1,3 +1,5 @@
+import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +12,7 @@ import optax
 import pytest
 
 from rcmed_jax.parallel import mesh as meshes
+from rcmed_jax.train import averages
 from rcmed_jax.train import checkpoints as checkpoint_files
 from rcmed_jax.train import step as steps
 
@@ -71,10 +74,10 @@ def test_round_trip_onto_another_mesh(saved):
   with checkpoint_files.Checkpoints(saved) as checkpoints:
     assert checkpoints.latest() == 5
     assert checkpoints.meta() == {"step": 5, "note": "toy"}
-    state, data_state = checkpoints.restore(abstract(wanted))
-  assert data_state == {"next": 10}
-  assert_same(state, wanted)
-  assert jax.tree.map(lambda leaf: leaf.sharding, state) == jax.tree.map(
+    found = checkpoints.restore(abstract(wanted))
+  assert (found.data_state, found.damaged) == ({"next": 10}, ())
+  assert_same(found.state, wanted)
+  assert jax.tree.map(lambda leaf: leaf.sharding, found.state) == jax.tree.map(
     lambda leaf: leaf.sharding, wanted
   )
 
@@ -110,6 +113,35 @@ def _cut_short(folder):
     os.truncate(path, 3)
 
 
+def _flip(path, at, bit=0):
+  data = bytearray(path.read_bytes())
+  data[at] ^= 1 << bit
+  path.write_bytes(data)
+
+
+def _flip_in_arrays(folder, item="trainable"):
+  """One bit of what TensorStore wrote of an item's arrays."""
+  path = max((folder / item).rglob("d/*"), key=os.path.getsize)
+  _flip(path, path.stat().st_size // 2)
+
+
+def _lose_a_shard(folder):
+  path = max((folder / "optimizer").rglob("d/*"), key=os.path.getsize)
+  path.unlink()
+
+
+def _mix(folder):
+  """Sound files, of another step."""
+  shutil.rmtree(folder / "trainable")
+  shutil.copytree(folder.parent / "3/trainable", folder / "trainable")
+
+
+def _age_the_data(folder):
+  """Sound JSON, other numbers."""
+  (path,) = (p for p in (folder / "data").iterdir() if "next" in p.read_text())
+  path.write_text(path.read_text().replace("10", "18"))
+
+
 @pytest.mark.parametrize(
   "damage",
   [
@@ -117,12 +149,90 @@ def _cut_short(folder):
     lambda folder: shutil.rmtree(folder / "meta"),
     lambda folder: os.truncate(folder / "trainable/_METADATA", 3),
     lambda folder: _cut_short(folder / "trainable"),
-    lambda folder: shutil.rmtree(folder.parents[1] / "frozen"),
+    _flip_in_arrays,
+    _lose_a_shard,
+    _mix,
+    _age_the_data,
   ],
-  ids=["no optimizer", "no meta", "metadata cut", "arrays cut", "no frozen"],
+  ids=[
+    "no optimizer",
+    "no meta",
+    "metadata cut",
+    "arrays cut",
+    "bit flipped",
+    "shard lost",
+    "of two steps",
+    "data aged",
+  ],
 )
-def test_damage_names_the_folder_and_the_way_out(saved, damage):
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(saved, damage):
   damage(saved / "checkpoints/5")
+  with checkpoint_files.Checkpoints(saved) as checkpoints:
+    found = checkpoints.restore(abstract(make_state(5)))
+    assert_same(found.state, make_state(3, scale=3))
+    assert found.data_state == {"next": 6}
+    (sentence,) = found.damaged
+    assert sentence.startswith(
+      f"{saved / 'checkpoints/5'}: the checkpoint is d"
+    )
+    assert "going back to step 3" in sentence
+    assert (saved / "damaged/5").is_dir()
+    # Its place is free for the step that runs again.
+    checkpoints.save(make_state(5, scale=5), {"next": 10}, {})
+    checkpoints.wait()
+    again = checkpoints.restore(abstract(make_state(5)))
+  assert_same(again.state, make_state(5, scale=5))
+
+
+def _with_large_array(step):
+  """Numbers that TensorStore writes as they are, without a checksum."""
+  state = make_state(step, scale=step)
+  rng = np.random.default_rng(step)
+  state.trainable["b"] = jnp.float32(rng.normal(size=(500, 1000)))
+  return state
+
+
+def test_a_flipped_bit_that_reads_as_a_number_is_found(tmp_path):
+  with checkpoint_files.Checkpoints(tmp_path) as checkpoints:
+    for step in (3, 5):
+      checkpoints.save(_with_large_array(step), None, {})
+  _flip_in_arrays(tmp_path / "checkpoints/5")
+  with checkpoint_files.Checkpoints(tmp_path) as checkpoints:
+    found = checkpoints.restore(abstract(_with_large_array(5)))
+  assert_same(found.state, _with_large_array(3))
+  assert "b does not hold the numbers that were saved" in found.damaged[0]
+
+
+def test_no_flipped_bit_is_believed(saved):
+  """Whatever bit of a checkpoint flips: what is restored was saved."""
+  rng = np.random.default_rng(0)
+  wanted = {step: make_state(step, scale=step) for step in (3, 5)}
+  newest = saved / "checkpoints/5"
+  kept = saved.parent / "kept"
+  shutil.copytree(newest, kept)
+  files = sorted(
+    p.relative_to(kept) for p in kept.rglob("*") if p.stat().st_size
+  )
+  files = [p for p in files if (kept / p).is_file()]
+  fell_back = 0
+  for name in files:
+    at = rng.integers((kept / name).stat().st_size)
+    _flip(newest / name, at, rng.integers(8))
+    with checkpoint_files.Checkpoints(saved) as checkpoints:
+      found = checkpoints.restore(abstract(wanted[5]))
+    step = int(found.state.step)
+    fell_back += step == 3
+    assert_same(found.state, wanted[step])
+    assert found.data_state == {"next": 2 * step}
+    shutil.rmtree(newest, ignore_errors=True)
+    shutil.copytree(kept, newest)
+  assert fell_back > 3
+
+
+@pytest.mark.parametrize("lost", ["frozen", "checkpoints/3/meta"])
+def test_where_nothing_is_whole_the_way_out_is_told(saved, lost):
+  _flip_in_arrays(saved / "checkpoints/5")
+  shutil.rmtree(saved / lost)
   with (
     checkpoint_files.Checkpoints(saved) as checkpoints,
     pytest.raises(ValueError) as caught,
@@ -130,6 +240,26 @@ def test_damage_names_the_folder_and_the_way_out(saved, damage):
     checkpoints.restore(abstract(make_state(5)))
   assert str(saved / "checkpoints/5") in str(caught.value)
   assert "delete that folder to go on from step 3" in str(caught.value)
+  assert not (saved / "damaged").exists()
+
+
+def test_weights_of_a_damaged_checkpoint_are_refused(saved):
+  _flip_in_arrays(saved / "checkpoints/5")
+  with (
+    checkpoint_files.Checkpoints(saved) as checkpoints,
+    pytest.raises(ValueError, match="cannot be restored"),
+  ):
+    checkpoints.weights()
+
+
+def test_a_checkpoint_from_before_fingerprints_is_read(saved):
+  (path,) = (saved / "checkpoints/5/meta").glob("metadata")
+  meta = json.loads(path.read_text())
+  del meta["check"]
+  path.write_text(json.dumps(meta))
+  with checkpoint_files.Checkpoints(saved) as checkpoints:
+    found = checkpoints.restore(abstract(make_state(5)))
+  assert_same(found.state, make_state(5, scale=5))
 
 
 def test_another_model_is_refused(saved):
@@ -143,6 +273,40 @@ def test_another_model_is_refused(saved):
     other.trainable["b"] = other.trainable["a"].pop("steps")
     with pytest.raises(ValueError, match=r"only there: a.steps.0.*here: b.0"):
       checkpoints.restore(abstract(other))
+
+
+def test_averaged_weights_are_kept_beside_the_others(tmp_path):
+  state = make_state(2)
+  optimizer = optax.chain(optax.sgd(0.5), averages.averaging(0.75))
+  moments = optimizer.init(state.trainable)
+  gradient = jax.tree.map(jnp.ones_like, state.trainable)
+  _, moments = optimizer.update(gradient, moments, state.trainable)
+  state = dataclasses.replace(state, moments=moments)
+  with checkpoint_files.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(state, None, {})
+    checkpoints.wait()
+    found = checkpoints.weights(averaged=True)
+    kernel = np.asarray(state.trainable["a"]["steps"][0])
+    np.testing.assert_allclose(found["a"]["steps"][0], kernel - 0.5, rtol=1e-6)
+    assert_same(found["a"]["table"], state.frozen["a"]["table"])
+    assert_same(
+      checkpoints.weights()["a"]["steps"], state.trainable["a"]["steps"]
+    )
+    assert_same(checkpoints.restore(abstract(state)).state, state)
+  _flip_in_arrays(tmp_path / "checkpoints/2", "average")
+  with (
+    checkpoint_files.Checkpoints(tmp_path) as checkpoints,
+    pytest.raises(ValueError, match="cannot be restored"),
+  ):
+    checkpoints.weights(averaged=True)
+
+
+def test_where_no_average_was_kept_none_is_given(saved):
+  with (
+    checkpoint_files.Checkpoints(saved) as checkpoints,
+    pytest.raises(ValueError, match=r"no averaged weights.*optimizer.average"),
+  ):
+    checkpoints.weights(averaged=True)
 
 
 def test_too_little_space_is_told_before_writing(tmp_path, monkeypatch):

@@ -20,9 +20,44 @@ def test_rate_counts_what_came_since_the_clock_was_set(tmp_path, monkeypatch):
     log.advance(8)  # slow: it compiled
     now[0] += 50
     log.restart_clock()
-    for _ in range(3):
+    for _ in range(4):
       log.advance(8)
-    now[0] += 2
-    log.write_training(4, {"loss": 2.0})
-  (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
-  assert json.loads(line) == {"step": 4, "loss": 2.0, "images_per_s": 12.0}
+      with log.spending("data"):
+        now[0] += 0.25
+      with log.spending("wait"):
+        now[0] += 0.125
+      now[0] += 0.125
+    with log.spending("checkpoint"):
+      now[0] += 10
+    log.write_training(5, {"loss": 2.0})
+    log.advance(8)
+    now[0] += 1
+    log.write_training(6, {"skipped": 1.0})
+  first, second = map(json.loads, (tmp_path / "metrics.jsonl").open())
+  assert first == {
+    "step": 5,
+    "loss": 2.0,
+    "images_per_s": 16.0,
+    "step_s": 0.5,
+    "data_s": 0.25,
+    "wait_s": 0.125,
+    "checkpoint_s": 10.0,
+  }
+  # What was spent once counts once.
+  assert second == {
+    "step": 6,
+    "skipped": 1.0,
+    "images_per_s": 8.0,
+    "step_s": 1.0,
+  }
+
+
+def test_a_line_right_after_the_clock_was_set_has_no_times(tmp_path):
+  with logs.Log(tmp_path, start=0, steps=8) as log:
+    log.advance(8)
+    log.restart_clock()
+    with log.spending("wait"):
+      pass
+    log.write_training(1, {"loss": 2.0})
+  (line,) = map(json.loads, (tmp_path / "metrics.jsonl").open())
+  assert line == {"step": 1, "loss": 2.0, "images_per_s": 0.0}

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -13,8 +14,8 @@ import toy
 from rcmed_jax.model import rcmed
 from rcmed_jax.parallel import hosts
 from rcmed_jax.parallel import mesh as meshes
+from rcmed_jax.train import bad_batches, loop, losses, profiles
 from rcmed_jax.train import checkpoints as checkpoint_files
-from rcmed_jax.train import loop, losses
 from rcmed_jax.train import optimizer as optimizers
 
 # The same settings as in step_test.py, so that one compilation serves both.
@@ -48,7 +49,7 @@ class Spoilt(toy.Data):
 
   def __next__(self):
     batch = super().__next__()
-    if self._next == 6:
+    if self._next == 6:  # has moved on
       batch["labels_BT"][2, -1] = toy.VOCABULARY
       batch["record_B"][:] = range(11, 19)
     return batch
@@ -75,9 +76,10 @@ def one_compilation():
     yield
 
 
-def train(data, workdir, evaluators=None):
+def train(data, workdir, evaluators=None, config=TRAIN, **more):
+  evaluators = evaluators or {}
   return loop.train(
-    MODEL, TRAIN, OPTIMIZER, MESH, lambda: data, workdir, evaluators or {}
+    MODEL, config, OPTIMIZER, MESH, lambda: data, workdir, evaluators, **more
   )
 
 
@@ -155,6 +157,49 @@ def test_not_finite_stops_with_step_and_records(tmp_path):
   assert all(np.all(np.isfinite(leaf.astype(np.float32))) for leaf in leaves)
 
 
+def test_not_finite_is_skipped_where_told(whole, tmp_path, capsys):
+  data = Spoilt(8)
+  skip = dataclasses.replace(TRAIN, not_finite="skip")
+  found = weights_of(train(data, tmp_path, config=skip))
+  assert "step 6 was skipped" in capsys.readouterr().err
+  kept = bad_batches.read(tmp_path, 6)
+  assert kept.records == list(range(11, 19))
+  assert kept.data_state == {"next": 5}
+  assert data.seen == list(range(10))  # it took the step's place
+  by_step = {line["step"]: line for line in lines(tmp_path)}
+  assert by_step[8]["skipped"] == 1
+  assert "skipped" not in by_step[10]
+  assert all(np.isfinite(line["loss"]) for line in by_step.values())
+  assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(found))
+  # Its checkpoint counts the skipped step, as its data does.
+  with checkpoint_files.Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.meta()["step"] == TRAIN.steps
+
+
+def test_a_window_of_steps_is_profiled(whole, tmp_path):
+  _, _, wanted = whole
+  found = weights_of(train(toy.Data(8), tmp_path, profile=(3, 4)))
+  jax.tree.map(np.testing.assert_array_equal, found, wanted)
+  assert list((tmp_path / profiles.FOLDER).rglob("*.xplane.pb"))
+
+
+def test_a_damaged_checkpoint_loses_steps_and_nothing_else(whole, tmp_path):
+  _, _, wanted = whole
+  config = dataclasses.replace(TRAIN, keep=2)
+  with pytest.raises(SystemExit):
+    train(Interrupting(8), tmp_path, config=config)
+  newest = tmp_path / "checkpoints/6/trainable"
+  path = max(newest.rglob("d/*"), key=os.path.getsize)
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+  again = toy.Data(8)
+  found = weights_of(train(again, tmp_path, config=config))
+  assert again.seen == list(range(4, 10))
+  jax.tree.map(np.testing.assert_array_equal, found, wanted)
+  assert (tmp_path / "damaged/6").is_dir()
+
+
 def test_metrics_are_one_json_line_a_log(whole):
   workdir, _, _ = whole
   training = [line for line in lines(workdir) if "loss" in line]
@@ -169,7 +214,13 @@ def test_metrics_are_one_json_line_a_log(whole):
     "grad_norm",
     "learning_rate",
     "images_per_s",
+    "step_s",
+    "data_s",
+    "wait_s",
   }
+  for line in training:  # a host does one thing at a time
+    assert 0 < line["data_s"] + line["wait_s"] <= line["step_s"]
+  assert training[1]["checkpoint_s"] > 0  # after step 4
   # Linear decay of 0.01 over 10 steps: the rate that step 4 (n = 3) used.
   np.testing.assert_allclose(training[0]["learning_rate"], 0.007, rtol=1e-6)
   assert training[-1]["loss"] < training[0]["loss"]
@@ -218,6 +269,8 @@ def test_data_that_ends_is_an_error(tmp_path):
   [
     ({"batch_size": 6}, "batch_size=6 must be a multiple of 8"),
     ({"steps": 0}, "train.steps=0 must be at least 1"),
+    ({"not_finite": "pray"}, "expected one of stop, skip"),
+    ({"watchdog_s": -1.0}, "watchdog_s=-1.0 is below 0"),
   ],
 )
 def test_wrong_sizes_are_named(config, message, tmp_path):

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 from flax import nnx
@@ -13,7 +14,7 @@ from rcmed_jax.model import config as model_configs
 from rcmed_jax.model import rcmed
 from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.parallel import rules, topologies
-from rcmed_jax.train import losses
+from rcmed_jax.train import averages, losses
 from rcmed_jax.train import optimizer as optimizers
 from rcmed_jax.train import step as steps
 
@@ -145,7 +146,7 @@ def test_accumulation_weighs_micro_batches_equally():
     steps.accumulate(micro, rows, 3)
 
 
-def test_a_step_that_is_not_finite_changes_nothing(single):
+def test_a_step_that_is_not_finite_counts_and_changes_nothing(single):
   state = single.state()
   before = jax.device_get(state)
   batch = single.batch()
@@ -153,7 +154,23 @@ def test_a_step_that_is_not_finite_changes_nothing(single):
   state, metrics = single.step(state, batch)
   assert metrics["non_finite"] == 1
   after = jax.device_get(state)
+  assert after.step == before.step + 1
+  after = dataclasses.replace(after, step=before.step)
   jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_averaged_weights_lie_where_the_weights_do(sharded):
+  config = dataclasses.replace(OPTIMIZER, average=0.9)
+  optimizer = optimizers.make_optimizer(config, steps=10)
+  state = steps.make_layout(MODEL, config, optimizer, sharded.mesh).state
+  (average,) = (
+    part for part in state.moments if isinstance(part, averages.Average)
+  )
+  places = [
+    [leaf.sharding for leaf in jax.tree.leaves(tree)]
+    for tree in (average.weights, state.trainable)
+  ]
+  assert places[0] == places[1]
 
 
 def test_sharded_equals_unsharded(sharded, stepped):

@@ -1,0 +1,71 @@
+import hashlib
+import json
+
+import jax
+import pytest
+
+import rcmed_jax
+from rcmed_jax.apps import manifest, settings
+
+
+@pytest.fixture
+def told(tmp_path):
+  index = tmp_path / "image2label_train.json"
+  index.write_text("{}")
+  flags = [f"--config.data.index={index}", "--config.train.seed=3"]
+  return settings.parse(["--config=configs/demo.py:tiny", *flags])
+
+
+def test_a_start_says_what_a_run_was_made_with(told, tmp_path):
+  run = tmp_path / "run"
+  run.mkdir()
+  entry = manifest.add_start(run, told, ["--workdir=run"], source="weights")
+  assert entry["command"] == ["rcmed", "train", "--workdir=run"]
+  assert entry["from"] == "weights"
+  assert entry["versions"]["rcmed-jax"] == rcmed_jax.__version__
+  assert entry["versions"]["jax"] == jax.__version__
+  assert entry["data"] == {
+    told.data.index: hashlib.sha256(b"{}").hexdigest(),
+  }
+  assert entry["seeds"] == {"train": 3, "data": told.data.seed}
+  assert entry["devices"].startswith(f"{jax.device_count()} x ")
+  digest = hashlib.sha256(settings.to_json(told).encode()).hexdigest()
+  assert entry["settings"] == digest
+  assert entry["time"].endswith("+00:00")
+  assert json.loads((run / manifest.RUN).read_text())["starts"] == [entry]
+
+
+def test_every_start_is_kept(told, tmp_path):
+  first = manifest.add_start(tmp_path, told, [])
+  second = manifest.add_start(tmp_path, told, [], allowed=["train.steps"])
+  assert manifest.read(tmp_path) == [first, second]
+  assert second["allowed"] == ["train.steps"]
+
+
+def test_a_built_set_counts_by_its_manifest(told, tmp_path):
+  folder = tmp_path / "built"
+  folder.mkdir()
+  (folder / "manifest.json").write_text("[]")
+  flags = ["--config.data.index=", f"--config.data.mixture=(('{folder}:a',1),)"]
+  mixed = settings.parse(flags, default=told)
+  entry = manifest.add_start(tmp_path, mixed, [])
+  wanted = hashlib.sha256(b"[]").hexdigest()
+  assert entry["data"] == {f"{folder}:a": wanted}
+
+
+def test_code_is_told_of_a_checkout_only(told, tmp_path, monkeypatch):
+  monkeypatch.setattr(manifest, "_git", lambda *_: None)
+  assert manifest.add_start(tmp_path, told, [])["code"] is None
+
+  def answer(_, command, *rest):
+    return {"rev-parse": "abc", "status": " M file"}.get(command, "")
+
+  monkeypatch.setattr(manifest, "_git", answer)
+  entry = manifest.add_start(tmp_path, told, [])
+  assert entry["code"] == {"commit": "abc", "changed": True}
+
+
+def test_something_else_is_refused(told, tmp_path):
+  (tmp_path / manifest.RUN).write_text("[1]")
+  with pytest.raises(ValueError, match="does not list the starts"):
+    manifest.add_start(tmp_path, told, [])
