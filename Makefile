@@ -51,6 +51,7 @@ lock: $(READY)
 	  --constraint requirements.lock --python-version 3.11 --no-annotate \
 	  --generate-hashes --no-emit-index-url --no-header \
 	  --output-file requirements-launch.lock
+	$(VENV)/bin/python docs/licences.py
 
 clean:
 	rm -rf $(VENV) .cache .coverage .pytest_cache .ruff_cache dist

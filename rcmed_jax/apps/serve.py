@@ -9,7 +9,7 @@ import tempfile
 
 from etils import epath
 
-from rcmed_jax.apps import answering, runs
+from rcmed_jax.apps import answering, runs, serve_volumes
 from rcmed_jax.data import extras
 from rcmed_jax.serve import engine, new_classes
 
@@ -81,6 +81,7 @@ def main(argv: Sequence[str]) -> int:
       serve.shelf.Shelf(args.files or pathlib.Path(scratch)),
       origins=tuple(args.origin),
       hosts=() if keys or not _is_own(args.host) else _OWN,
+      answer_volume=serve_volumes.answer_volume,
       metrics=metrics,
     )
     dropped = serve.run(
