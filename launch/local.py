@@ -137,8 +137,6 @@ def run(
       (child.stderr, sys.stderr),
     )
   ]
-  for reader in readers:
-    reader.start()
 
   def forward(number: int, _: object) -> None:
     for child in children:
@@ -148,6 +146,8 @@ def run(
     number: signal.signal(number, forward)
     for number in (signal.SIGINT, signal.SIGTERM)
   }
+  for reader in readers:  # what a child says must not come before
+    reader.start()
   try:
     code = _wait(children, grace_s)
   finally:

@@ -66,7 +66,8 @@ def test_it_says_what_it_did(drawn, tmp_path, capsys):
     first.write_bytes(whole)
   told = capsys.readouterr().out
   assert "27 units = 26 used + 1 quarantined + 0 without target" in told
-  assert f"1 faults in {tmp_path / 'set' / 'quarantine.jsonl'}" in told
+  listed = tmp_path / "set" / "quarantine.jsonl"
+  assert f"1 faults and slices left out are listed in {listed}" in told
   (line,) = (tmp_path / "set/quarantine.jsonl").read_text().splitlines()
   assert json.loads(line)["path"] == str(first)
 
