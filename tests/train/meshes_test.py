@@ -116,10 +116,10 @@ def test_training_goes_on_on_another_mesh(tmp_path):
   with checkpoint_files.Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(state, data.get_state(), {})
   with checkpoint_files.Checkpoints(tmp_path) as checkpoints:
-    state, data_state = checkpoints.restore(after.layout.state)
+    restored = checkpoints.restore(after.layout.state)
   again = toy.Data(BATCH)
-  again.set_state(data_state)
-  state, second = after.run(state, again, half)
+  again.set_state(restored.data_state)
+  state, second = after.run(restored.state, again, half)
   assert data.seen + again.seen == list(range(STEPS))
   wanted, weights = trained("one device")
   np.testing.assert_allclose(first + second, wanted, rtol=1e-5)
