@@ -58,8 +58,8 @@ def load_assistant(
   Raises:
     FileNotFoundError: as `runs.recorded`, or a class file is missing.
     ValueError: as `runs.recorded`, the run has no checkpoint yet, or no average
-      of its weights, a class was
-      made with other weights, or the devices do not make such a mesh.
+      of its weights, a class was made with other weights, or the devices do
+      not make such a mesh.
   """
   workdir = epath.Path(workdir)
   told = runs.recorded(workdir)

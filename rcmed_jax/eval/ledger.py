@@ -65,7 +65,7 @@ class Ledger:
 
   def add(self, chunk: int, tally: Tally, gallery: overlays.Gallery) -> None:
     """Puts down a chunk's scores, and all pictures that are kept so far."""
-    samples = {s.record: s for s in (*gallery.examples, *gallery.lowest)}
+    samples = {s.key: s for s in (*gallery.examples, *gallery.lowest)}
     text = json.dumps([_sample(one) for one in samples.values()])
     written = self._pictures.with_suffix(".new")
     written.write_text(text, encoding="utf-8")

@@ -43,6 +43,11 @@ class Sample:
   prediction: bytes  # RGBA, with the reference as a thin white line
 
   @property
+  def key(self) -> tuple[str, str]:
+    """What no other sample has: an image may be asked several questions."""
+    return self.record, self.question
+
+  @property
   def mean_dice(self) -> float:
     return sum(self.dice) / len(self.dice)
 
@@ -61,7 +66,9 @@ class Gallery:
     return record in self._chosen or self._is_low(record, mean_dice)
 
   def add(self, sample: Sample) -> None:
-    """Keeps a wanted sample where it belongs."""
+    """Keeps a wanted sample where it belongs, once."""
+    if any(sample.key == held.key for held in (*self.examples, *self.lowest)):
+      return
     if sample.record in self._chosen:
       self.examples.append(sample)
     if self._is_low(sample.record, sample.mean_dice):

@@ -250,6 +250,29 @@ def test_processes_share_the_chunks(world, oracle, tmp_path):
   assert all(asked)
 
 
+def test_pictures_of_a_stopped_evaluation_come_once(world, oracle, tmp_path):
+  """Two processes go on with what both put down; two questions an image."""
+  config = dataclasses.replace(CONFIG, chunk=3, classes_per_question=1)
+  model = oracle(world, shift=1)
+  whole = evaluate(world, model, config, tmp_path / "one")
+
+  def dies(requests):
+    for number, answer in model(requests):
+      if len(model.requests) > limit:
+        raise Killed
+      yield number, answer
+
+  for part in (0, 1):
+    model.requests.clear()
+    limit = 25
+    with pytest.raises(Killed):
+      evaluate(world, dies, config, tmp_path / "two", part=part, parts=2)
+  for part in (1, 0):
+    found = evaluate(world, model, config, tmp_path / "two", part=part, parts=2)
+  assert found.examples == whole.examples
+  assert found.lowest == whole.lowest
+
+
 def test_scores_of_two_evaluations_are_not_mixed(world, oracle, tmp_path):
   def dies(requests):
     raise Killed
