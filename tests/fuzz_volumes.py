@@ -22,6 +22,7 @@ import zipfile
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import dicom_files
+import memory
 import nibabel
 import nrrd
 import numpy as np
@@ -238,7 +239,7 @@ def main(kind: str, count: int, seed: int, folder: pathlib.Path) -> None:
     refused += not sound
     for path in place.iterdir():
       path.unlink()
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+  peak = memory.peak_bytes() // 1_000_000
   print(json.dumps({"read": read, "refused": refused, "peak_mb": peak}))
 
 

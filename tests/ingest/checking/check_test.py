@@ -246,7 +246,7 @@ def test_ctrl_c_of_the_command(tmp_path, processes):
     stderr=subprocess.PIPE,
     stdout=subprocess.PIPE,
     text=True,
-    env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
+    env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[3])},
   )
   for line in process.stderr:
     if " units, " in line:
@@ -331,7 +331,7 @@ def _watch(command):
     [sys.executable, "-c", _WATCH, *command],
     stdout=subprocess.PIPE,
     text=True,
-    env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
+    env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[3])},
   ) as process:
     output, _ = process.communicate()
   found = json.loads(output.splitlines()[-1])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import layouts
+import memory
 import PIL.Image
 import pytest
 import tifffile
@@ -236,15 +237,14 @@ def fuzz(kind, folder, rounds):
     lines = (folder / "out" / check.QUARANTINE).read_text().splitlines()
     assert len(lines) == counts["faults"]
     became["faults" if counts["faults"] or faults else "sound"] += 1
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-  assert peak < LIMIT_BYTES
+  assert memory.peak_bytes() < LIMIT_BYTES
   return became
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_damage_is_worse_than_a_fault(tmp_path, kind):
-  root = pathlib.Path(__file__).parents[2]
+  root = pathlib.Path(__file__).parents[3]
   result = subprocess.run(
     [sys.executable, __file__, kind, str(tmp_path), str(ROUNDS)],
     env={"PYTHONPATH": f"{root}:{root / 'tests'}", "PATH": ""},

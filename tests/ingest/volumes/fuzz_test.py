@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-_TESTS = pathlib.Path(__file__).parents[1]
+_TESTS = pathlib.Path(__file__).parents[2]
 
 
 @pytest.mark.heavy
