@@ -67,14 +67,6 @@ def save_nifti(path, code="RAS"):
   return volume_files.turned(labels, affine, code)[0]
 
 
-def save_series(folder):
-  image, labels, affine = volume_files.patient()
-  voxels, turned = volume_files.turned(image, affine, "SPL")
-  datasets = dicom_files.series(voxels, turned, "MR", intercept=0)
-  dicom_files.save_series(datasets, folder)
-  return volume_files.turned(labels, affine, "SPL")[0], datasets
-
-
 def test_a_picture_gives_what_it_always_gave(fake, tmp_path, capsys):
   image = draw(tmp_path / "a.png")
   out = tmp_path / "out"
@@ -192,7 +184,7 @@ def test_clean_up_and_axis_are_asked_for(fake, tmp_path):
 
 
 def test_a_series_gives_a_segmentation_and_tells_of_nobody(fake, tmp_path):
-  _, datasets = save_series(tmp_path / "Doe^Jane")
+  _, datasets = dicom_files.save_patient(tmp_path / "Doe^Jane")
   out = tmp_path / "out"
   assert predict("--image", tmp_path / "Doe^Jane", "--out", out) == 0
   held = answer(out)
@@ -239,7 +231,7 @@ def mixed(tmp_path):
   folder = tmp_path / "in"
   draw(folder / "a.png")
   save_nifti(folder / "b_mri.nii.gz")
-  save_series(folder / "Doe^Jane")
+  dicom_files.save_patient(folder / "Doe^Jane")
   draw(folder / "deep/c.jpg", side=64)
   (folder / "broken.nii").write_bytes(b"nothing" * 100)
   (folder / "notes.txt").write_text("no picture")
@@ -323,7 +315,7 @@ def test_files_of_a_series_are_no_jobs_of_their_own(fake, mixed, tmp_path):
 def test_numbers_of_series_stay_when_others_come(fake, tmp_path):
   out = tmp_path / "out"
   for number, name in enumerate(("Moe^Max", "Doe^Jane")):
-    save_series(tmp_path / "in" / name)
+    dicom_files.save_patient(tmp_path / "in" / name)
     told = ("--image", tmp_path / "in", "--out", out, "--skip-existing")
     assert predict(*told) == 0
     jobs, counts = manifest(out)
