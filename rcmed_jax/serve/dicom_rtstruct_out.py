@@ -73,9 +73,7 @@ def contours(mask_IJ: np.ndarray) -> list[np.ndarray]:
   """
   # Of four parts of each pixel, the outermost ones tell the pixel and the side.
   parts_IJ = np.kron(mask_IJ.astype(np.uint8), np.ones((2, 2), np.uint8))
-  found, _ = cv2.findContours(
-    parts_IJ, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE
-  )
+  found, _ = cv2.findContours(parts_IJ, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
   places = [points[:, 0, ::-1] for points in found]
   return [
     part // 2 + np.where(part % 2, _EDGE, -_EDGE)  # OpenCV: column, row

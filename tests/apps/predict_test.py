@@ -155,11 +155,72 @@ def test_a_nifti_volume_gives_masks_on_its_grid(fake, tmp_path, capsys):
   map_ = nibabel.load(out / held["labels"]).get_fdata()
   np.testing.assert_array_equal(map_ > 0, labels > 0)
   assert held["timings"]["slices"] == 18
-  assert held["timings"]["seconds_per_slice"] >= 0
-  assert sum(one["slices"] for one in held["texts"]) == 18
-  assert (
-    f"confidence 0.50, {128 * 4.5 / 1000:.1f} ml" in capsys.readouterr().out
+  timings = held["timings"]
+  assert timings["seconds"] >= timings["seconds_to_first"] > 0
+  assert timings["seconds_per_slice"] == pytest.approx(
+    timings["seconds"] / 18, abs=1e-3
   )
+  assert sum(one["slices"] for one in held["texts"]) == 18
+  said = capsys.readouterr().out
+  assert f"confidence 0.50, {128 * 4.5 / 1000:.1f} ml" in said
+  assert "predict: 18 slices in " in said
+
+
+def _every_orientation(tmp_path, turn):
+  """(image, answer's folder, labels) of 48 files, each asked about once.
+
+  Args:
+    turn: by which axis the first is looked at; the others take turns.
+  """
+  rows, labels = [], {}
+  for number, code in enumerate(volume_files.CODES):
+    labels[code] = save_nifti(tmp_path / f"{code}.nii.gz", code)
+    axis = ("axial", "coronal", "sagittal")[(number + turn) % 3]
+    rows.append({"image": f"{code}.nii.gz", "name": code, "axis": axis})
+  listed = tmp_path / "jobs.json"
+  listed.write_text(json.dumps(rows))
+  assert predict("--jobs", listed, *MR, "--out", tmp_path / "out") == 0
+  for code in volume_files.CODES:
+    out = tmp_path / "out" / code
+    yield tmp_path / f"{code}.nii.gz", out, labels[code]
+
+
+# `volumes_test` has turn 0: all axes of all orientations are tried.
+@pytest.mark.parametrize("turn", [1, 2])
+def test_masks_lie_on_the_grid_of_any_file(fake, tmp_path, turn):
+  for path, out, labels in _every_orientation(tmp_path, turn):
+    image = nibabel.load(path)
+    held = answer(out)
+    names = [target["class"] for target in held["targets"]]
+    for value, name in ((1, "kidney"), (2, "spleen")):
+      place = names.index(name)
+      mask = nibabel.load(out / held["targets"][place]["mask"])
+      assert mask.shape == image.shape
+      assert mask.header.get_zooms() == image.header.get_zooms()
+      np.testing.assert_array_equal(mask.affine, image.affine)
+      np.testing.assert_array_equal(np.asarray(mask.dataobj), labels == value)
+      all_ = nibabel.load(out / held["labels"])
+      np.testing.assert_array_equal(all_.affine, image.affine)
+      np.testing.assert_array_equal(
+        np.asarray(all_.dataobj) == place + 1, labels == value
+      )
+
+
+def test_simpleitk_finds_masks_on_the_same_grid(fake, tmp_path):
+  itk = pytest.importorskip("SimpleITK", reason="SimpleITK is not there")
+  for path, out, labels in _every_orientation(tmp_path, 0):
+    image = itk.ReadImage(str(path))
+    for target in answer(out)["targets"]:
+      if target["mask"]:
+        mask = itk.ReadImage(str(out / target["mask"]))
+        assert mask.GetSize() == image.GetSize()
+        assert mask.GetSpacing() == image.GetSpacing()
+        assert mask.GetOrigin() == image.GetOrigin()
+        assert mask.GetDirection() == image.GetDirection()
+        value = {"kidney": 1, "spleen": 2}[target["class"]]
+        np.testing.assert_array_equal(
+          itk.GetArrayFromImage(mask).T > 0, labels == value
+        )
 
 
 def test_clean_up_and_axis_are_asked_for(fake, tmp_path):
@@ -209,6 +270,50 @@ def test_a_series_gives_a_segmentation_and_tells_of_nobody(fake, tmp_path):
   one = tmp_path / "one"
   assert predict("--image", tmp_path / "Doe^Jane/005.dcm", "--out", one) == 0
   assert answer(one)["timings"]["slices"] == 1
+
+
+def test_contours_of_a_series_are_written_where_asked(fake, tmp_path, capsys):
+  labels, datasets = dicom_files.save_patient(tmp_path / "in")
+  out = tmp_path / "out"
+  told = ("--image", tmp_path / "in", "--out", out, "--skip-existing")
+  assert predict(*told) == 0
+  assert answer(out)["structures"] is None
+  asked = len(fake.asked)
+  assert predict(*told, "--rtstruct") == 0
+  assert len(fake.asked) == 2 * asked  # the same question, other files
+  held = answer(out)
+  made = pydicom.dcmread(out / held["structures"])
+  assert {
+    roi.ROIName: roi.ROINumber for roi in made.StructureSetROISequence
+  } == {
+    target["class"]: target["segment"]
+    for target in held["targets"]
+    if target["present"]
+  }
+  assert made.StudyInstanceUID == datasets[0].StudyInstanceUID
+  shown = {
+    contour.ContourImageSequence[0].ReferencedSOPInstanceUID
+    for item in made.ROIContourSequence
+    for contour in item.ContourSequence
+  }
+  assert shown == {
+    dataset.SOPInstanceUID
+    for dataset, labels_IJ in zip(datasets, labels, strict=True)
+    if labels_IJ.any()
+  }
+  # Asked without, an earlier one goes.
+  assert predict(*told) == 0
+  assert not (out / held["structures"]).exists()
+  # Of what is no series there are none.
+  picture = draw(tmp_path / "a.png")
+  assert predict("--image", picture, "--rtstruct", "--out", out) == 2
+  assert "--rtstruct draws contours on a DICOM" in capsys.readouterr().err
+
+
+def test_averaged_weights_are_asked_for(fake, tmp_path):
+  told = ("--image", draw(tmp_path / "a.png"), "--out", tmp_path / "out")
+  assert predict(*told) == predict(*told, "--averaged") == 0
+  assert [load["averaged"] for load in fake.loads] == [False, True]
 
 
 def test_a_radiograph_that_lies_nowhere_is_answered_too(fake, tmp_path):
