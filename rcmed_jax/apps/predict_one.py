@@ -7,7 +7,8 @@
   labels.nii.gz          all of them, N + 1 in voxels of N, if none overlap
   segmentation.dcm       of a DICOM series, a segment a target
   structures.dcm         of a DICOM series, where asked for: their contours
-  overlay-N-NAME.png     of a volume, the slice that shows most of target N
+  overlay-N-NAME.png     of a volume, the slice that shows most of target N,
+                         in its true proportions
 
 `answer.json` is written last: where it lies, the answer is whole. It says
 nothing of whom a DICOM image is of, nor where its file lay. That of a picture
@@ -40,6 +41,9 @@ ANSWER = "answer.json"
 SEGMENTATION = "segmentation.dcm"
 STRUCTURES = "structures.dcm"
 LABELS = "labels.nii.gz"
+
+# Pixels to which an overlay is enlarged at most, however flat its voxels are.
+_MOST_SIDE = 4096
 
 # Names of masks and overlays; nothing else is ever deleted.
 _OURS = re.compile(
@@ -233,7 +237,8 @@ def _write_volume(
       entry["overlay"] = f"overlay-{end}.png"
       mask_IJ = scan.view.picture(target.mask, target.shown)
       painted_IJC = overlays.painted(
-        pictures[target.shown], [np.ascontiguousarray(mask_IJ)]
+        _in_proportion(pictures[target.shown], scan.view.spacing_mm),
+        [_in_proportion(mask_IJ.astype(np.uint8), scan.view.spacing_mm) > 0],
       )
       _save(out / entry["overlay"], painted_IJC[..., ::-1])
     entries.append(entry)
@@ -248,6 +253,19 @@ def _write_volume(
       [overlays.color(place) for place in range(len(segments))],
     )
   return entries
+
+
+def _in_proportion(
+  image: np.ndarray, spacing_mm: tuple[float, float, float] | None
+) -> np.ndarray:
+  """A slice enlarged so that its pixels are square, values as they were."""
+  if spacing_mm is None:
+    return np.ascontiguousarray(image)
+  steps = np.array(spacing_mm[1:])
+  sides = np.array(image.shape[:2])
+  wanted = np.minimum(sides * steps / steps.min(), _MOST_SIDE).round()
+  rows, columns = np.maximum(wanted, sides).astype(int).tolist()
+  return cv2.resize(image, (columns, rows), interpolation=cv2.INTER_NEAREST)
 
 
 def _of_volume(

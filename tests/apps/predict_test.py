@@ -106,6 +106,25 @@ def test_a_picture_gives_what_it_always_gave(fake, tmp_path, capsys):
   assert "heart: absent" in said
 
 
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif", "dcm"])
+def test_pictures_of_all_kinds_are_answered(fake, tmp_path, kind):
+  image, out = tmp_path / f"a.{kind}", tmp_path / "out"
+  if kind == "dcm":
+    made = dicom_files.new("US")
+    dicom_files.put_pixels(made, fake_assistant.picture(), "RGB")
+    dicom_files.save(made, image)
+  else:
+    draw(image)
+  assert predict("--image", image, "--out", out) == 0
+  spleen = answer(out)["targets"][0]
+  assert spleen["class"] == "spleen" and spleen["present"]
+  if kind == "dcm":
+    mask_IJ = pydicom.dcmread(out / spleen["mask"]).pixel_array
+  else:
+    mask_IJ = cv2.imread(str(out / spleen["mask"]), 0)
+  assert (mask_IJ > 0).sum() == pytest.approx(80, abs=8)  # JPEG has edges
+
+
 def test_an_earlier_answer_goes_and_nothing_else(fake, tmp_path):
   out = tmp_path / "out"
   save_nifti(tmp_path / "scan.nii")
@@ -141,7 +160,7 @@ def test_a_nifti_volume_gives_masks_on_its_grid(fake, tmp_path, capsys):
     np.testing.assert_array_equal(mask.affine, nibabel.load(image).affine)
     np.testing.assert_array_equal(mask.get_fdata() > 0, labels == value)
     shown_IJC = cv2.imread(str(out / found[name]["overlay"]))
-    assert shown_IJC.shape == (24, 20, 3)
+    assert shown_IJC.shape == (24, 40, 3)  # pixels of 0.75 mm x 1.5 mm
     assert np.ptp(shown_IJC, axis=2).max() > 20  # something is coloured
   assert found["heart"] == {
     "class": "heart",
