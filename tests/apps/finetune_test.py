@@ -1,20 +1,22 @@
 """docs/finetune.md, typed word for word on a real volume, with fewer steps."""
 
+import os
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 
 import nibabel
 import numpy as np
 import pytest
 
-from rcmed_jax import cli
-
-PAGE = pathlib.Path(__file__).parents[2] / "docs/finetune.md"
+ROOT = pathlib.Path(__file__).parents[2]
+PAGE = ROOT / "docs/finetune.md"
 STEPS = 80
 
-# Measured with these steps: see benchmarks/results/liver_mr.md.
-LEAST_DICE = 0.75
+# Measured with these steps: 0.800 (benchmarks/results/liver_mr.md).
+LEAST_DICE = 0.7
 
 
 def blocks():
@@ -31,6 +33,13 @@ def commands(text):
     for line in lines
     if line.startswith("rcmed ")
   ]
+
+
+def rcmed(argv):
+  """The exit code of the command, on one device as a user has it."""
+  own = {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+  told = [sys.executable, "-m", "rcmed_jax", *argv]
+  return subprocess.run(told, env=os.environ | own, check=False).returncode
 
 
 @pytest.mark.heavy
@@ -53,7 +62,7 @@ def test_what_even_slices_teach_finds_the_liver_on_odd_ones(
       if "--from=syre" in argv or "--from=weights" in argv:
         continue  # the released weights are not here
       expected = 1 if argv[:2] == ["data", "check"] else 0
-      assert cli.main(argv) == expected, argv
+      assert rcmed(argv) == expected, argv
   image, mask = nibabel.load("image.nii.gz"), names["mask"]
   assert mask.shape == image.shape
   assert mask.header.get_zooms() == image.header.get_zooms()
