@@ -73,6 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     help="what import wrote, or the workdir of a run",
   )
   verify.add_parser(commands)
+  writing.add_argument(
+    "--averaged",
+    action="store_true",
+    help="the averaged weights of a run, which optimizer.average=0.999 keeps",
+  )
   for command, default in ((reading, "separate"), (writing, "merge")):
     command.add_argument("out", metavar="OUT", type=pathlib.Path)
     command.add_argument(
@@ -129,6 +134,8 @@ def _export(args: argparse.Namespace, progress: stream.Progress) -> None:
     progress=progress,
   )
   if store.is_converted(path):
+    if args.averaged:
+      raise ValueError(f"{path} is converted, it has no averaged weights.")
     held = store.read(path)
     files = {tensor.file for tensor in held.tensors.values()}
     write(
@@ -147,8 +154,10 @@ def _export(args: argparse.Namespace, progress: stream.Progress) -> None:
       "will load these weights and give other answers."
     )
   with checkpoints.Checkpoints(path) as saved:
-    weights, step = saved.weights(), saved.latest()
+    weights = saved.weights(averaged=args.averaged)
+    step = saved.latest()
   sources = stream.fingerprint([path / "checkpoints" / str(step)])
+  sources |= {"averaged": True} if args.averaged else {}
   write(_paths(steps.unpadded(weights, model)), model, sources=sources)
 
 
