@@ -72,6 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     type=pathlib.Path,
     help="what import wrote, or the workdir of a run",
   )
+  writing.add_argument(
+    "--best",
+    action="store_true",
+    help="of a run the step that did best on its held-out set, not the last",
+  )
   verify.add_parser(commands)
   for command, default in ((reading, "separate"), (writing, "merge")):
     command.add_argument("out", metavar="OUT", type=pathlib.Path)
@@ -129,6 +134,8 @@ def _export(args: argparse.Namespace, progress: stream.Progress) -> None:
     progress=progress,
   )
   if store.is_converted(path):
+    if args.best:
+      raise ValueError(f"--best: {path} is converted, it has no steps.")
     held = store.read(path)
     files = {tensor.file for tensor in held.tensors.values()}
     write(
@@ -147,7 +154,8 @@ def _export(args: argparse.Namespace, progress: stream.Progress) -> None:
       "will load these weights and give other answers."
     )
   with checkpoints.Checkpoints(path) as saved:
-    weights, step = saved.weights(), saved.latest()
+    step = saved.best() if args.best else saved.latest()
+    weights = saved.weights(step=step)
   sources = stream.fingerprint([path / "checkpoints" / str(step)])
   write(_paths(steps.unpadded(weights, model)), model, sources=sources)
 
