@@ -38,6 +38,10 @@ from rcmed_jax.train import step as steps
 # A full disk, a quota that is used up, a limit on a file's size.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+# How long Orbax lets a checkpoint take. It goes by the wall clock, and one that
+# jumps ahead must fail none; what hangs is the watchdog's to end.
+_LONGEST_S = 10 * 24 * 3600
+
 # Files beside the arrays: metadata, manifests. Generous for a toy.
 OVERHEAD_BYTES = 4 << 20
 
@@ -95,7 +99,9 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=self._kept, cleanup_tmp_directories=True
+        preservation_policy=self._kept,
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(timeout_secs=_LONGEST_S),
       ),
       item_handlers={
         "trainable": ocp.StandardCheckpointHandler(),

@@ -12,16 +12,17 @@ pytestmark = pytest.mark.heavy
 
 STEPS = 40
 EVERY = 12  # a checkpoint
-LIMIT_S = 20  # without a step
+LIMIT_S = 20  # without a step, once all is compiled
 
 
-def start(workdir, data):
+def start(workdir, data, limit_s):
   told = drilling.flags(
     workdir,
     data,
     "--config.mesh.data=-1",
     f"--config.train.checkpoint_every={EVERY}",
-    f"--config.train.watchdog_s={LIMIT_S}",
+    f"--config.train.watchdog_s={limit_s}",
+    "--allow=train.watchdog_s",
     steps=STEPS,
   )
   return drilling.start(told, processes=2)
@@ -44,7 +45,7 @@ def stepping(workdir, saved, child):
 def killed(data, tmp_path_factory):
   """The folder of a run whose second process was killed."""
   workdir = tmp_path_factory.mktemp("runs") / "killed"
-  child = start(workdir, data)
+  child = start(workdir, data, 0)
   _, second = stepping(workdir, EVERY, child)
   second.kill()
   since = time.monotonic()
@@ -60,7 +61,7 @@ def killed(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def frozen(killed, data):
   """The same folder after it went on, and one process stood still."""
-  child = start(killed, data)
+  child = start(killed, data, LIMIT_S)
   first, second = stepping(killed, 2 * EVERY, child)
   second.suspend()
   psutil.wait_procs([first], timeout=drilling.PATIENCE_S)
@@ -75,7 +76,7 @@ def frozen(killed, data):
 
 def test_what_comes_of_it_is_the_run_without_a_break(frozen, data, tmp_path):
   for workdir in (frozen, tmp_path):
-    code, said = drilling.finish(start(workdir, data))
+    code, said = drilling.finish(start(workdir, data, 0))
     assert code == 0, said
   assert len(drilling.rows(tmp_path)) == STEPS
   drilling.assert_as_if_nothing_had_happened(frozen, tmp_path)
