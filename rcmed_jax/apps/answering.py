@@ -38,6 +38,7 @@ def load_assistant(
   fitted: epath.PathLike | None = None,
   calibrated: bool = True,
   averaged: bool = False,
+  best: bool = False,
 ) -> Assistant:
   """The assistant of a run's newest checkpoint, or of converted weights.
 
@@ -52,14 +53,15 @@ def load_assistant(
       None: the run's own.
     calibrated: whether confidences get it.
     averaged: whether a run answers with its averaged weights.
+    best: whether with those of the step that did best on its held-out set.
     mesh: of this process's devices, over which weights and batches lie; None:
       one of them.
 
   Raises:
     FileNotFoundError: as `runs.recorded`, or a class file is missing.
     ValueError: as `runs.recorded`, the run has no checkpoint yet, or no average
-      of its weights, a class was made with other weights, or the devices do
-      not make such a mesh.
+      of its weights, or none known to be best, a class was made with other
+      weights, or the devices do not make such a mesh.
   """
   workdir = epath.Path(workdir)
   told = runs.recorded(workdir)
@@ -68,15 +70,18 @@ def load_assistant(
   tokenizer = tokens.Tokenizer(workdir / runs.TOKENIZER)
   folder = runs.converted(workdir)
   if folder is not None:
-    if averaged:
-      raise ValueError(f"{folder} is converted, it has no averaged weights.")
+    if averaged or best:
+      raise ValueError(
+        f"{folder} is converted, it has neither averaged nor best weights."
+      )
     arrays = torch_io.nested(store.read(folder).tensors)
     model = torch_io.build(told.model, arrays)
   else:
     model = nnx.eval_shape(lambda: rcmed.RCMed(told.model, rngs=nnx.Rngs(0)))
     graphdef, _ = nnx.split(model)
     with checkpoints.Checkpoints(workdir) as saved:
-      model = nnx.merge(graphdef, saved.weights(averaged=averaged))
+      step = saved.best() if best else None
+      model = nnx.merge(graphdef, saved.weights(averaged=averaged, step=step))
   if mesh is not None:
     model = _placed(model, meshes.make_mesh(mesh, jax.local_devices()))
   if in_int8:
@@ -175,6 +180,7 @@ def identity(
   in_int8: bool = False,
   fitted: epath.PathLike | None = None,
   averaged: bool = False,
+  best: bool = False,
 ) -> str:
   """What `load_assistant` answers with, in words that another has not."""
   folder = runs.converted(workdir)
@@ -183,7 +189,8 @@ def identity(
     words = [f"converted {digest[:16]}"]
   else:
     with checkpoints.Checkpoints(workdir) as saved:
-      words = [f"{settings.load(workdir).train.seed} step {saved.latest()}"]
+      step = saved.best() if best else saved.latest()
+    words = [f"{settings.load(workdir).train.seed} step {step}"]
   more = [*classes] if fitted is None else [*classes, fitted]
   for path in map(epath.Path, more):
     if path.exists():
