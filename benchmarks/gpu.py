@@ -65,6 +65,8 @@ def main() -> None:
   )
   parser.add_argument("--out", type=pathlib.Path, default="runs/gpu")
   parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+  told = shlex.join(["python", "benchmarks/gpu.py", *sys.argv[1:]])
+  parser.add_argument("--told", default=told, help=argparse.SUPPRESS)
   args = parser.parse_args()
   args.out.mkdir(parents=True, exist_ok=True)
   if args.here:
@@ -92,16 +94,18 @@ def _process(
   attention = attention or args.attention or gpu_report.fastest(args.out)
   command = [sys.executable, __file__, part, "--here", f"--out={args.out}"]
   command += [f"--seconds={seconds:.0f}", f"--attention={attention}"]
-  command += ["--toy"] * args.toy
+  command += [f"--told={args.told}", *["--toy"] * args.toy]
   # Read when JAX first looks at the device. Kernels run beside PyTorch's, all
   # else has the card for itself.
-  memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.94"}
+  settings = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.94"}
   if part in ("kernels", "correlation"):
-    memory = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    settings = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+  if args.toy:  # compiling is what takes a toy's time
+    settings["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
   print(f"--- {part}, {seconds:.0f} s, attention {attention}", flush=True)
   try:
     done = subprocess.run(
-      command, env=memory | os.environ, timeout=seconds + GRACE, check=False
+      command, env=settings | os.environ, timeout=seconds + GRACE, check=False
     )
   except subprocess.TimeoutExpired:
     _emitter(part, args)({"failed": f"stopped after {seconds:.0f} s"})
@@ -124,7 +128,7 @@ def _here(part: str, args: argparse.Namespace) -> None:
     import gpu_torch
 
     theirs = gpu_torch.Theirs(given, emit, clock)
-    emit(_facts(theirs.facts(), start))
+    emit(_facts(theirs.facts(), args) | {"ready_s": time.monotonic() - start})
     for index, other in enumerate(OTHERS):
       left = args.seconds - (time.monotonic() - start)
       theirs.clock = gpu_cases.Clock(
@@ -136,7 +140,7 @@ def _here(part: str, args: argparse.Namespace) -> None:
   import gpu_ours
 
   ours = gpu_ours.Ours(given, args.attention or "auto", emit, clock)
-  emit(_facts(ours.facts(), start))
+  emit(_facts(ours.facts(), args) | {"ready_s": time.monotonic() - start})
   getattr(ours, part)()
 
 
@@ -146,19 +150,19 @@ def _kernels(
   import kernels_gpu
 
   names = ("a b", "global", "windows") if part == "kernels" else ("corr",)
-  emit(_facts(kernels_gpu.facts(), time.monotonic()))
+  emit(_facts(kernels_gpu.facts(), args))
   for row in kernels_gpu.measured(args.toy, names, gpu_report.KERNEL_ROUNDS):
     emit(row)
 
 
-def _facts(found: gpu_report.Row, start: float) -> gpu_report.Row:
+def _facts(found: gpu_report.Row, args: argparse.Namespace) -> gpu_report.Row:
   return found | {
     "facts": True,
-    "ready_s": time.monotonic() - start,
+    "toy": args.toy,
     "date": datetime.date.today().isoformat(),
     "python": sys.version.split()[0],
-    "xla_flags": os.environ.get("XLA_FLAGS", ""),
-    "command": shlex.join(["python", *sys.argv]),
+    "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+    "command": args.told,
   }
 
 

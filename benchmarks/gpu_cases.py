@@ -62,11 +62,11 @@ def sizes(toy: bool) -> Sizes:
       image_size=64,
       patch_size=16,
       width=32,
-      depth=4,
+      depth=2,
       heads=2,
       mlp_ratio=2.0,
       window=3,
-      global_blocks=(1, 3),
+      global_blocks=(1,),
     ),
     language=configs.LanguageConfig(
       vocabulary=64, width=32, depth=2, heads=2, hidden=48
@@ -80,8 +80,8 @@ def sizes(toy: bool) -> Sizes:
     targets=2,
     mask_size=16,
     new=3,
-    train=(("full", 1), ("dots", 1), ("dots", 2)),
-    answer=(1, 2),
+    train=(("full", 1), ("dots", 2)),
+    answer=(2,),
     product=64,
   )
 

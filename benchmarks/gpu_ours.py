@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import dataclasses
 import functools
+import math
 import time
 from typing import Any
 
@@ -21,6 +22,7 @@ from rcmed_jax.train import losses
 from rcmed_jax.train import optimizer as optimizers
 from rcmed_jax.train import step as steps
 
+DEVIATION = 0.02  # of weights, LLaMA's and SAM's own
 PRODUCTS = 10  # in one call, so that calling takes no part
 COPIED = 1 << 30  # bfloat16 numbers, read and written to tell the bandwidth
 # Of configs/pretrain_7b.py, but without an end to its schedule.
@@ -214,7 +216,7 @@ class Ours:
     state = held.pop("state", None)
     if state is None or any(a.is_deleted() for a in jax.tree.leaves(state)):
       del state
-      state = steps.init_state(layout, config, OPTIMIZER, optimizer, 0)
+      state = _state(layout.state)
 
     def again(
       arguments: tuple[Any, ...], results: tuple[Any, Any]
@@ -291,26 +293,57 @@ def _cache(config: configs.ModelConfig, rows: int, slots: int) -> Cache:
 
 
 def _weights(config: configs.ModelConfig) -> tuple[nnx.GraphDef, Any]:
-  """Fresh weights as answers are given with: all in the model's dtype, merged.
-
-  They are made on the device, each rounded as it is made.
-  """
-  config = dataclasses.replace(
-    config, lora=dataclasses.replace(config.lora, rank=0)
-  )
-
-  def state() -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(rcmed.RCMed(config, rngs=nnx.Rngs(0)))
-
-  def init() -> Any:
-    params, constants = nnx.split_state(state()[1], nnx.Param, ...)
-    params = jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
-    return nnx.to_pure_dict(nnx.merge_state(params, constants))
-
-  graphdef, _ = nnx.split(
+  """Weights as answers are given with: all in the model's dtype, merged."""
+  merged = dataclasses.replace(config.lora, rank=0)
+  config = dataclasses.replace(config, lora=merged)
+  graphdef, state = nnx.split(
     nnx.eval_shape(lambda: rcmed.RCMed(config, rngs=nnx.Rngs(0)))
   )
-  return graphdef, jax.jit(init)()
+  shapes = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.dtype),
+    nnx.to_pure_dict(state),
+  )
+  return graphdef, jax.jit(functools.partial(_noise, shapes))()
+
+
+def _state(shapes: steps.TrainState) -> steps.TrainState:
+  """A training state of noise, its moments zeros."""
+
+  def make() -> steps.TrainState:
+    zeros = functools.partial(
+      jax.tree.map, lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)
+    )
+    return steps.TrainState(
+      zeros(shapes.step),
+      _noise(shapes.trainable),
+      _noise(shapes.frozen),
+      zeros(shapes.moments),
+    )
+
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+  return jax.jit(make, out_shardings=shardings)()
+
+
+def _noise(shapes: Any) -> Any:
+  """Weights of deviation DEVIATION; norms change nothing.
+
+  A hash of each number's place, not `jax.random`: XLA writes each weight once,
+  in its own dtype, where random bits of the 7B would take 60 GB beside it.
+  """
+
+  def make(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    if path[-1].key in ("scale", "bias"):
+      return jnp.full(leaf.shape, path[-1].key == "scale", leaf.dtype)
+    count = math.prod(leaf.shape)
+    hashed = jax.lax.iota(jnp.uint32, count) + jnp.uint32(count)
+    # The end of MurmurHash3.
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+      hashed = (hashed ^ (hashed >> shift)) * jnp.uint32(factor)
+    uniform = hashed.astype(jnp.float32) / 2.0**31 - 1  # of deviation 3^-0.5
+    values = (DEVIATION * 3**0.5) * uniform
+    return values.reshape(leaf.shape).astype(leaf.dtype)
+
+  return jax.tree.map_with_path(make, shapes)
 
 
 def _ceiling(side: int) -> float:

@@ -68,7 +68,7 @@ def _page(rows: list[Row]) -> Iterator[str]:
       told = {
         name: value
         for name, value in row.items()
-        if name not in ("facts", "part") and value not in ("", None)
+        if name not in ("facts", "part", "toy") and value not in ("", None)
       }
       yield f"* {row['part']}: " + ", ".join(
         f"{name} {_text(value)}" for name, value in told.items()
@@ -81,7 +81,10 @@ def _page(rows: list[Row]) -> Iterator[str]:
     "bandwidth of a\ncopy. GB: the peak of the process's allocator where the "
     "case set it, and what the compiler\nsays that the program takes.\n"
   )
-  yield from _goals(rows)
+  if any(row.get("toy") for row in rows):
+    yield "Of toy sizes: they say that the program runs, and nothing else."
+  else:
+    yield from _goals(rows)
   yield from _steps(rows)
   yield from _kernels(rows)
 

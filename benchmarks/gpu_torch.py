@@ -135,14 +135,15 @@ class Theirs:
       cache = transformers.DynamicCache()
 
       def run() -> Any:
-        if not cache.get_seq_length():
+        if cache.get_seq_length():
+          cache.crop(-self.given.new)
+        else:
           states = torch.zeros(
             (rows, start, config.language.width),
             device=self.device,
             dtype=torch.bfloat16,
           )
           self._next(states, cache)
-        cache.crop(start)
         token = torch.ones((rows, 1), device=self.device, dtype=torch.long)
         for _ in range(self.given.new):
           embed = self.model.llama.model.embed_tokens
