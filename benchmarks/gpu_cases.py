@@ -87,20 +87,24 @@ def sizes(toy: bool) -> Sizes:
 
 
 class Clock:
-  """Seconds that a run may take; no case begins that would not end in them."""
+  """Seconds that a run may take; no case begins that would not end in them.
 
-  def __init__(self, seconds: float):
-    self._end = time.monotonic() + seconds
-    self._last = 0.0
+  Args:
+    seconds: from now on.
+    now: tells the time.
+  """
+
+  def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic):
+    self._now, self._end, self._last = now, now() + seconds, 0.0
 
   def cases(self, given: Sequence[Any]) -> Iterator[Any]:
     """Those for which there is time, were each to last like the one before."""
     for case in given:
-      if time.monotonic() + 1.2 * self._last > self._end:
+      start = self._now()
+      if start + 1.2 * self._last > self._end:
         return
-      start = time.monotonic()
       yield case
-      self._last = time.monotonic() - start
+      self._last = self._now() - start
 
 
 def seconds(run: Callable[[], Any], wait: Callable[[Any], Any]) -> float:

@@ -92,12 +92,12 @@ class Ours:
 
   def evaluate(self) -> None:
     """Image and whole answer to masks, as the release scores."""
-    self._answers("evaluate", _evaluate)
+    self._answers("evaluate", evaluate)
 
   def prefill(self) -> None:
     """Image and question to the first token and a filled cache."""
     slots = gpu_cases.slots(self.given, self.given.text[0])
-    self._answers("prefill", functools.partial(_prefill, slots))
+    self._answers("prefill", functools.partial(prefill, slots))
 
   def decode(self) -> None:
     """More tokens, each looking back on the cache."""
@@ -238,12 +238,12 @@ class Ours:
     return jax.device_put(made, self.device)
 
 
-def _evaluate(model: rcmed.RCMed, batch: dict[str, Any]) -> Any:
+def evaluate(model: rcmed.RCMed, batch: dict[str, Any]) -> Any:
   prediction = model(batch)
   return prediction.masks_KBGYX[-1], prediction.quality_BG
 
 
-def _prefill(slots: int, model: rcmed.RCMed, batch: dict[str, Any]) -> Any:
+def prefill(slots: int, model: rcmed.RCMed, batch: dict[str, Any]) -> Any:
   visual_BED, pixels_BYXC = model.encode_image(
     batch["pixels_BIJC"], batch["extent_B2"]
   )

@@ -41,6 +41,8 @@ class Theirs:
   ):
     self.given, self.emit, self.clock = given, emit, clock
     self.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if self.device == "cpu":
+      torch.set_num_threads(1)  # a toy gains nothing from more
     self.ceiling = self._ceiling()
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
