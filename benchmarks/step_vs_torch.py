@@ -40,7 +40,7 @@ from rcmed_jax.train import optimizer as optimizers
 from rcmed_jax.train import step as steps
 
 RATE = 1e-4
-NOISE = 0.2  # added to fresh weights: none is zero, each matters
+NOISE = 0.5  # added to fresh weights, so that none is zero and each matters
 # Of losses, and of each gradient; the latter where rounding in float32 counts
 # most, behind a norm of few channels.
 TOLERANCES = 1e-5, 1e-2
@@ -315,13 +315,16 @@ def _flat(arrays: Arrays) -> dict[str, np.ndarray]:
 
 
 def _noisy(weights: Arrays) -> Arrays:
+  """Noise in proportion to a fresh kernel's own, 1 / sqrt(inputs)."""
   rng = np.random.default_rng(0)
 
-  def add(array: jax.Array) -> jax.Array:
-    noise = rng.normal(0, NOISE, array.shape).astype(array.dtype)
-    return jax.device_put(array + noise, array.sharding)
+  def add(path: Any, array: jax.Array) -> jax.Array:
+    inputs = -3 if any(key.key == "qkv" for key in path) else -2
+    fan_in = array.shape[inputs] if array.ndim >= -inputs else 100
+    noise = rng.normal(0, NOISE * fan_in**-0.5, array.shape)
+    return jax.device_put(array + noise.astype(array.dtype), array.sharding)
 
-  return jax.tree.map(add, weights)
+  return jax.tree.map_with_path(add, weights)
 
 
 def _time(run: Run) -> tuple[float, float]:
