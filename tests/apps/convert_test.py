@@ -239,7 +239,7 @@ def test_the_average_of_a_run_is_exported_where_asked(tmp_path, capsys, source):
   assert "holds no averaged weights" in capsys.readouterr().err
   assert _rcmed("import", "--from=syre", source, tmp_path / "ours") == 0
   assert _rcmed(*told, tmp_path / "ours", tmp_path / "none") == 2
-  assert "it has no averaged weights" in capsys.readouterr().err
+  assert "it has neither averaged nor best weights" in capsys.readouterr().err
   assert not (tmp_path / "none").exists()
 
 
