@@ -11,8 +11,8 @@ import numpy as np
 import pydantic
 from starlette.datastructures import FormData, UploadFile
 
-from rcmed_jax.serve import asking, errors, payload
-from rcmed_jax.serve.assistant import Answer, Found
+from rcmed_jax.serve import asking, errors, forms, payload
+from rcmed_jax.serve.assistant import Answer, Found, Question
 from rcmed_jax.serve.engine import Answered
 
 MASKS = ("png", "rle", "none")
@@ -122,7 +122,7 @@ def router(service: asking.Service) -> APIRouter:
     image_IJC = await service.picture(data, "image")
     decoded = time.monotonic()
     answered = await service.ask(
-      request, image_IJC, text, describe=wanted.describe
+      request, Question(image_IJC, text, wanted.describe)
     )
     made = await service.work(lambda: targets(answered.answer, wanted.masks))
     now = time.monotonic()
@@ -196,9 +196,9 @@ async def _read(request: Request) -> tuple[Wanted, bytes]:
 
 
 async def _read_form(request: Request) -> tuple[Wanted, bytes]:
-  form = await asking.form_of(request)
+  form = await forms.form_of(request)
   try:
-    data = await asking.file_of(form, "image").read()
+    data = await forms.file_of(form, "image").read()
     fields = _fields(form)
   finally:
     await form.close()

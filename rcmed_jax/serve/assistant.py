@@ -6,7 +6,7 @@ would not name it; what is then there, the mask alone says.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -23,6 +23,20 @@ from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.serve import batches, new_classes
 from rcmed_jax.serve.new_classes import NewClass
 
+# Number of a question and the text of its answer so far.
+Told = Callable[[int, str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How an answer's words are chosen."""
+
+  temperature: float = 0.0  # 0: always the likeliest
+  top_p: float = 1.0
+  seed: int = 0
+  max_new: int | None = None  # tokens; None: as many as the assistant allows
+  grammar: bool = False  # only well-formed answers
+
 
 @dataclasses.dataclass(frozen=True)
 class Question:
@@ -31,6 +45,8 @@ class Question:
   image_IJC: np.ndarray  # uint8, RGB, any size
   text: str
   describe: bool = False  # the description form: one space before ASSISTANT
+  earlier: tuple[tuple[str, str], ...] = ()  # questions and answers before it
+  sampling: Sampling = Sampling()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +67,8 @@ class Answer:
   text: str  # with <p> phrases and [SEG] markers
   modality: str | None
   targets: tuple[Found, ...]
+  tokens: tuple[int, int] = (0, 0)  # of the prompt, of the answer
+  ended: bool = True  # False: it was cut off at the most tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,8 +219,21 @@ class Assistant:
     answers = dict(self.stream(questions))
     return [answers[number] for number in range(len(answers))]
 
+  def kind(self, question: Question) -> Hashable:
+    """Questions of one kind can share a batch.
+
+    Raises:
+      ValueError: it cannot be asked; see `stream`.
+    """
+    row = self._row(question, self._named(question))
+    return row.width, row.one is not None
+
   def stream(
-    self, questions: Iterable[Question], *, ahead: int = 1
+    self,
+    questions: Iterable[Question],
+    *,
+    ahead: int = 1,
+    told: Told | None = None,
   ) -> Iterator[tuple[int, Answer]]:
     """(number, answer) of every question, as they are ready.
 
@@ -218,10 +249,13 @@ class Assistant:
       ValueError: a question is empty, longer than the longest length, or names
         more than one new class.
     """
-    yield from self._stream(
+    for number, answer in self._stream(
       (self._row(question, self._named(question)) for question in questions),
       ahead,
-    )
+    ):
+      if told is not None:
+        told(number, answer.text)
+      yield number, answer
 
   def segment(self, question: Question, one: NewClass) -> Answer:
     """The answer that shows this class, whatever the question names.
@@ -310,7 +344,7 @@ class Assistant:
     yield None
     found, extent_B2 = jax.device_get(running), inputs[1]
     for index, (number, row) in enumerate(batch):
-      yield number, self._read(found, index, row.question, extent_B2[index])
+      yield number, self._read(found, index, row, extent_B2[index])
 
   def _show(self, batch: _Batch) -> Iterator[Any]:
     """Nothing, once the devices work; then new classes, in given words."""
@@ -336,14 +370,15 @@ class Assistant:
     yield None
     logits_BYX, quality_B = jax.device_get(running)
     for index, (number, row) in enumerate(batch):
-      assert row.one is not None
+      assert row.one is not None and row.labels_T is not None
       logits_IJ = self._restore(
         logits_BYX[index], extent_B2[index], row.question
       )
       quality = float(quality_B[index])
       found = self._found(row.one.name, logits_IJ, 1.0, quality)
       text = row.said.removesuffix("</s>")
-      yield number, Answer(text, row.one.modality, (found,))
+      counts = (len(row.ids_T), int((row.labels_T >= 0).sum()))
+      yield number, Answer(text, row.one.modality, (found,), counts)
 
   def _restore(
     self, logits_YX: np.ndarray, extent_2: np.ndarray, question: Question
@@ -357,10 +392,11 @@ class Assistant:
     self,
     found: generate.Generation,
     index: int,
-    question: Question,
+    row: _Row,
     extent_2: np.ndarray,
   ) -> Answer:
     """Turns one row of arrays into an answer on the image's own grid."""
+    question = row.question
     ids_T = found.tokens_BT[index, : found.length_B[index]]
     text = self._tokenizer.decode(ids_T)
     parsed = prompts.parse_answer(text)
@@ -374,7 +410,13 @@ class Assistant:
       quality = float(found.quality_BG[index, g])
       targets.append(self._found(name, logits_IJ, spoken, quality))
     targets += [Found(name, False, None, None, 0.0) for name in parsed.absent]
-    return Answer(text, parsed.modality, tuple(targets))
+    return Answer(
+      text,
+      parsed.modality,
+      tuple(targets),
+      (len(row.ids_T), len(ids_T)),
+      bool(self._tokenizer.end_id in ids_T),
+    )
 
   def _found(
     self, name: str, logits_IJ: np.ndarray, spoken: float, quality: float

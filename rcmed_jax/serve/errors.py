@@ -6,6 +6,7 @@ No message quotes what was sent, other than the name of a field.
 """
 
 import math
+import pathlib
 from typing import Any
 
 from fastapi import FastAPI
@@ -86,6 +87,14 @@ def response(error: HTTPException) -> JSONResponse:
   )
 
 
+def without_path(error: DataError) -> str:
+  """What it says, without its path, which is ours or names a patient."""
+  message = error.message
+  for word in (error.path, pathlib.Path(error.path).name):
+    message = message.replace(word, "the file") if word else message
+  return f"{message}. {error.remedy}"
+
+
 def first_fault(error: pydantic.ValidationError) -> BadFieldError:
   """The first of a body's faults, without what was sent."""
   fault = error.errors(include_url=False, include_input=False)[0]
@@ -115,8 +124,7 @@ def add_handlers(app: FastAPI) -> None:
 
   @app.exception_handler(DataError)
   def _(request: Request, error: DataError) -> JSONResponse:
-    # Without its path, which is ours or names a patient.
-    message = f"{error.field}: {error.message}. {error.remedy}"
+    message = f"{error.field}: {without_path(error)}"
     return JSONResponse(body(400, message, error.field), 400)
 
   @app.exception_handler(NotImplementedError)
@@ -125,7 +133,7 @@ def add_handlers(app: FastAPI) -> None:
 
   @app.exception_handler(QueueFullError)
   def _(request: Request, error: QueueFullError) -> JSONResponse:
-    return response(later(429, str(error), 1))
+    return response(later(429, str(error), error.wait_s))
 
   @app.exception_handler(NotReadyError)
   def _(request: Request, error: NotReadyError) -> JSONResponse:

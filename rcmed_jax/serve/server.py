@@ -51,7 +51,6 @@ class Application:
     kept: where clients' files lie.
     origins: whose pages may ask, "https://viewer.example.org".
     hosts: see `limits.Gate`.
-    answer_volume: see `monailabel.AnswerVolume`.
     metrics: of the engine and of this.
     log: takes the fields of an event.
 
@@ -66,14 +65,13 @@ class Application:
     *,
     origins: tuple[str, ...] = (),
     hosts: tuple[str, ...] = (),
-    answer_volume: monailabel.AnswerVolume | None = None,
     metrics: telemetry.Metrics | None = None,
     log: Callable[..., None] = telemetry.write_line,
   ):
     metrics = metrics or telemetry.Metrics()
     self.service = service
     self.log = log
-    inner: ASGIApp = _paths(service, kept, metrics, answer_volume)
+    inner: ASGIApp = _paths(service, kept, metrics)
     if origins:
       inner = CORSMiddleware(
         inner,
@@ -184,10 +182,7 @@ def run(app: Application, *, host: str, port: int, drain_s: float) -> int:
 
 
 def _paths(
-  service: asking.Service,
-  kept: shelf.Shelf,
-  metrics: telemetry.Metrics,
-  answer_volume: monailabel.AnswerVolume | None,
+  service: asking.Service, kept: shelf.Shelf, metrics: telemetry.Metrics
 ) -> FastAPI:
   # Its pages of documentation would load scripts from elsewhere, and its traces
   # quote errors, which may quote what was sent.
@@ -200,16 +195,17 @@ def _paths(
     telemetry={"tracing": False, "metrics": False, "logs": False},
   )
   errors.add_handlers(app)
-  app.include_router(_state(service, metrics, answer_volume is not None))
-  app.include_router(api.router(service))
-  app.include_router(chat.router(service))
-  app.include_router(monailabel.router(service, kept, answer_volume))
+  for part in (
+    _state(service, metrics),
+    api.router(service),
+    chat.router(service),
+    monailabel.router(service, kept),
+  ):
+    app.include_router(part)
   return app
 
 
-def _state(
-  service: asking.Service, metrics: telemetry.Metrics, volumes: bool
-) -> APIRouter:
+def _state(service: asking.Service, metrics: telemetry.Metrics) -> APIRouter:
   """Whether it lives, whether it answers, what it can, how it does."""
   made = APIRouter()
 
@@ -232,15 +228,18 @@ def _state(
       "modalities": service.modalities,
       "classes": service.classes,
       "images": [*payload.FORMATS, "DICOM"],
+      "volumes": ["NIfTI", "NRRD", "DICOM series"],
       "masks": api.MASKS,
-      "volumes": volumes,
       "batch": service.engine.rows,
       "limits": {
         "body_bytes": told.body_bytes,
+        "upload_bytes": told.upload_bytes,
         "pixels": told.pixels,
+        "voxels": told.voxels,
         "prompt_characters": told.text,
         "requests_per_minute": told.rate,
         "answer_s": told.answer_s,
+        "volume_s": told.volume_s,
       },
     }
 
