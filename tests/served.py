@@ -34,7 +34,7 @@ class Assistant:
     texts: all that was asked.
     questions: likewise, whole.
     free: batches wait for it.
-    said: words that are told wait for it.
+    said: words that are told wait for it, from the third on.
   """
 
   def __init__(self, rows=4, batch_s=0.0):
@@ -68,14 +68,17 @@ class Assistant:
         self.questions.append(question)
         found = answer(question)
         if told is not None:
-          self._tell(told, number, found.text)
+          self._tell(told, number, question, found.text)
         yield number, found
 
-  def _tell(self, told, number, text):
-    """Word by word, as long as a test holds no batch back."""
+  def _tell(self, told, number, question, text):
+    """Word by word; from the third on they wait for `said`."""
     words = text.split(" ")
     for count in range(1, len(words) + 1):
-      self.said.wait()
+      if count > 2:
+        self.said.wait()
+        if "break" in question.text:
+          raise RuntimeError("out of memory")
       told(number, " ".join(words[:count]))
 
 

@@ -115,7 +115,7 @@ def router(service: asking.Service) -> APIRouter:
   )
   async def segment(request: Request) -> SegmentAnswer:
     began = time.monotonic()
-    wanted, data = await _read(request)
+    wanted, data = await _read(request, service.limits.pixels)
     text = asking.prompt_of(
       wanted.prompt, wanted.classes, wanted.modality, service.limits
     )
@@ -182,12 +182,12 @@ def runs(mask_IJ: np.ndarray) -> list[int]:
   return [0, *lengths] if flat[0] else lengths
 
 
-async def _read(request: Request) -> tuple[Wanted, bytes]:
+async def _read(request: Request, most_pixels: int) -> tuple[Wanted, bytes]:
   """What is wanted, and the image's bytes."""
   kind = request.headers.get("content-type", "").partition(";")[0].strip()
   try:
     if kind.lower() != "application/json":
-      return await _read_form(request)
+      return await _read_form(request, most_pixels)
     body = SegmentBody.model_validate_json(await request.body())
   except pydantic.ValidationError as error:
     raise errors.first_fault(error) from None
@@ -195,10 +195,14 @@ async def _read(request: Request) -> tuple[Wanted, bytes]:
   return wanted, payload.from_text(body.image, "image", bare=True)
 
 
-async def _read_form(request: Request) -> tuple[Wanted, bytes]:
+async def _read_form(
+  request: Request, most_pixels: int
+) -> tuple[Wanted, bytes]:
   form = await forms.form_of(request)
   try:
-    data = await forms.file_of(form, "image").read()
+    file = forms.file_of(form, "image")
+    payload.check_bytes(file.size or 0, "image", most_pixels)
+    data = await file.read()
     fields = _fields(form)
   finally:
     await form.close()

@@ -35,6 +35,8 @@ _READ = 1 << 20  # bytes of an archive at a time
 # file, of which a path may have most. Source: APPNOTE.TXT, 4.3.16.
 _END, _ZIP64 = b"PK\x05\x06", b"PK\x06\x07"
 _END_BYTES, _COMMENT, _ENTRY_BYTES = 22, 65_535, 1000
+# Of a file of one picture: 16 bits of three colours, and what is said of it.
+_BYTES_A_PIXEL = 8
 # Of a DICOM file that says no modality of its own: how its values are shown.
 _UNSAID = "X-Ray"
 
@@ -80,6 +82,7 @@ def picture(data: bytes, field: str, most_pixels: int) -> np.ndarray:
 
 def picture_of(path: pathlib.Path, field: str, most_pixels: int) -> np.ndarray:
   """As `picture`, of a file."""
+  check_bytes(path.stat().st_size, field, most_pixels)
   try:
     if dicom_file.is_dicom(path):
       return _dicom(path, field, most_pixels)
@@ -87,6 +90,13 @@ def picture_of(path: pathlib.Path, field: str, most_pixels: int) -> np.ndarray:
     return images.read(path)
   except DataError as error:
     raise BadFieldError(field, without_path(error), 400) from error
+
+
+def check_bytes(size: int, field: str, most_pixels: int) -> None:
+  """Raises BadFieldError, 413, for more bytes than a picture can need."""
+  most = _BYTES_A_PIXEL * most_pixels
+  if size > most:
+    raise BadFieldError(field, f"it is larger than {most / 1e6:g} MB", 413)
 
 
 def base_name(name: str, field: str) -> str:

@@ -43,9 +43,16 @@ def _post(at, data, **more):
 
 
 def test_large_bodies_and_images_are_refused():
-  with served.running(body_bytes=100_000, pixels=10_000) as at:
+  with served.running(
+    body_bytes=100_000, upload_bytes=200_000, pixels=10_000
+  ) as at:
     assert _post(at, served.png()).status_code == 200
-    assert _post(at, bytes(200_000)).status_code == 413
+    assert _post(at, bytes(300_000)).status_code == 413
+    # Not too much for a form, but for a picture.
+    assert _post(at, served.png() + bytes(150_000)).status_code == 413
+    body = {"prompt": "light", "image": "A" * 150_000}
+    reply = requests.post(at.url + "/v1/segment", json=body, timeout=20)
+    assert reply.status_code == 413
     large = served.png(served.image(shape=(101, 100)))
     assert _post(at, large).status_code == 413
     began = time.monotonic()
