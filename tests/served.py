@@ -19,7 +19,7 @@ from rcmed_jax.serve import (
   shelf,
   telemetry,
 )
-from rcmed_jax.serve.assistant import Answer, Found
+from rcmed_jax.serve.questions import Answer, Found, Tokens
 
 NAME = "rcmed"
 KEY = "a-key-that-is-long-enough"
@@ -39,6 +39,7 @@ class Assistant:
 
   def __init__(self, rows=4, batch_s=0.0):
     self.rows = rows
+    self.max_new = 50
     self.batches = []
     self.texts = []
     self.questions = []
@@ -95,7 +96,8 @@ def answer(question):
   found = Found("bright", there, mask, box, 0.75 if there else 0.0)
   asked, said = len(question.text.split()), len(text.split())
   most = question.sampling.max_new or said
-  return Answer(text, "X-Ray", (found,), (asked, said), said <= most)
+  counts = Tokens(asked, said, said <= most)
+  return Answer(text, "X-Ray", (found,), tokens=counts)
 
 
 def image(x0=4, y0=8, x1=20, y1=16, shape=(32, 48)):

@@ -19,8 +19,9 @@ from rcmed_jax.eval.protocols import EvalConfig, Request
 from rcmed_jax.model import int8, rcmed
 from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.parallel import rules
+from rcmed_jax.serve import assistant as assistants
 from rcmed_jax.serve import new_classes
-from rcmed_jax.serve.assistant import Answer, Assistant, Question
+from rcmed_jax.serve.assistant import Answer, Question
 from rcmed_jax.train import checkpoints
 
 # Of confidences, in the folder of a run, once it was fitted.
@@ -38,7 +39,8 @@ def load_assistant(
   fitted: epath.PathLike | None = None,
   calibrated: bool = True,
   averaged: bool = False,
-) -> Assistant:
+  kept: int = 2,
+) -> "Assistant":
   """The assistant of a run's newest checkpoint, or of converted weights.
 
   Args:
@@ -52,6 +54,7 @@ def load_assistant(
       None: the run's own.
     calibrated: whether confidences get it.
     averaged: whether a run answers with its averaged weights.
+    kept: images that are remembered; see `Assistant`.
     mesh: of this process's devices, over which weights and batches lie; None:
       one of them.
 
@@ -88,10 +91,17 @@ def load_assistant(
     told,
     rows=rows,
     classes=known,
+    kept=kept,
     calibrate=_calibration(fitted or workdir / TEMPERATURE)
     if calibrated
     else float,
   )
+
+
+class Assistant(assistants.Assistant):
+  """An assistant, and where it comes from: `Assistant.load(workdir)`."""
+
+  load = staticmethod(load_assistant)
 
 
 def _placed(model: rcmed.RCMed, mesh: jax.sharding.Mesh) -> rcmed.RCMed:
@@ -127,6 +137,7 @@ def make_assistant(
   rows: int = 1,
   classes: Sequence[new_classes.NewClass] = (),
   calibrate: Callable[[float], float] = float,
+  kept: int = 2,
 ) -> Assistant:
   """An assistant around a model, with the run's static shapes."""
   return Assistant(
@@ -140,6 +151,7 @@ def make_assistant(
     present_quality=told.eval.present_quality,
     classes=classes,
     calibrate=calibrate,
+    kept=kept,
   )
 
 
@@ -152,7 +164,10 @@ def _calibration(fitted: epath.PathLike) -> Callable[[float], float]:
 
 
 def answers(
-  assistant: Assistant, requests: Iterable[Request], *, under_way: int = 1
+  assistant: assistants.Assistant,
+  requests: Iterable[Request],
+  *,
+  under_way: int = 1,
 ) -> Iterator[tuple[int, Answer]]:
   """Evaluation's requests, answered by an assistant.
 

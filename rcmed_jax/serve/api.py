@@ -12,8 +12,8 @@ import pydantic
 from starlette.datastructures import FormData, UploadFile
 
 from rcmed_jax.serve import asking, errors, forms, payload
-from rcmed_jax.serve.assistant import Answer, Found, Question
 from rcmed_jax.serve.engine import Answered
+from rcmed_jax.serve.questions import Answer, Found, Question
 
 MASKS = ("png", "rle", "none")
 # Of one request; an answer holds far fewer masks.

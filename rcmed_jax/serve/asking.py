@@ -13,10 +13,10 @@ from starlette.requests import Request
 
 from rcmed_jax.data import prompts, tokens
 from rcmed_jax.serve import payload
-from rcmed_jax.serve.assistant import Question
 from rcmed_jax.serve.engine import Answered, Engine, Said
 from rcmed_jax.serve.errors import BadFieldError, later
 from rcmed_jax.serve.limits import Keys, Limits
+from rcmed_jax.serve.questions import Question
 
 Result = TypeVar("Result")
 
@@ -194,8 +194,7 @@ def question_of(classes: Sequence[str], modality: str | None) -> str:
   ("liver", "spleen") and None become
   "Can you segment the liver, spleen in this image?"
   """
-  text = prompts.question(classes, modality or "", 0)
-  return text if modality else text.replace("  ", " ")
+  return prompts.question(classes, modality, 0)
 
 
 def prompt_of(

@@ -21,8 +21,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from rcmed_jax.data import tokens
 from rcmed_jax.serve import api, asking, chat_stream, errors, payload
-from rcmed_jax.serve.assistant import Answer, Question, Sampling
 from rcmed_jax.serve.engine import Answered
+from rcmed_jax.serve.questions import Answer, Question, Sampling
 
 # Turns and parts of one conversation; more are an accident or an attack.
 _MOST = 200
@@ -84,13 +84,18 @@ class ChatBody(pydantic.BaseModel):
   )
   masks: Literal["png", "rle", "none"] = "png"
 
-  def sampling(self) -> Sampling:
-    """How the answer's words are chosen."""
+  def sampling(self, most: int) -> Sampling:
+    """How the answer's words are chosen.
+
+    Args:
+      most: tokens that an answer can have; who asks for more gets these.
+    """
+    asked = self.max_completion_tokens or self.max_tokens
     return Sampling(
       temperature=self.temperature or 0.0,
       top_p=1.0 if self.top_p is None else self.top_p,
       seed=(self.seed or 0) % (_SEED + 1),
-      max_new=self.max_completion_tokens or self.max_tokens,
+      max_new=min(asked, most) if asked else None,
       grammar=self.grammar,
     )
 
@@ -223,7 +228,7 @@ async def _question(service: asking.Service, asked: ChatBody) -> Question:
     found.text,
     asked.describe,
     found.earlier,
-    asked.sampling(),
+    asked.sampling(service.engine.max_new),
   )
 
 

@@ -13,12 +13,8 @@ from typing import Any
 from starlette.exceptions import HTTPException
 
 from rcmed_jax.serve import errors
-from rcmed_jax.serve.assistant import Answer
 from rcmed_jax.serve.engine import Answered
-
-# At the end of a text that grows: a space that decoding may still take back,
-# or a part of a letter.
-_UNSURE = " \ufffd"
+from rcmed_jax.serve.questions import Answer
 
 
 class Events:
@@ -77,7 +73,7 @@ class Events:
           )
           new.cancel()
           self._new.clear()
-          if part := self._part(self._text.rstrip(_UNSURE)):
+          if part := self._part(self._text):
             yield self._chunk({"content": part})
       answer = waiting.result().answer
       if part := self._part(answer.text):
@@ -113,12 +109,12 @@ class Events:
 
 def reason(answer: Answer) -> str:
   """Why an answer ended, in OpenAI's words."""
-  return "stop" if answer.ended else "length"
+  return "stop" if answer.tokens.ended else "length"
 
 
 def usage(answer: Answer) -> dict[str, int]:
   """Tokens of the prompt, the image as one, and of the answer."""
-  asked, said = answer.tokens
+  asked, said = answer.tokens.prompt, answer.tokens.answer
   return {
     "prompt_tokens": asked,
     "completion_tokens": said,

@@ -19,7 +19,8 @@ from typing import Protocol
 
 import numpy as np
 
-from rcmed_jax.serve.assistant import Answer, Question, Told
+from rcmed_jax.serve.questions import Answer, Question
+from rcmed_jax.serve.runner import Told
 
 # Of a request alone, how long it waits for others. A batch takes a hundred
 # times as long even on a fast device.
@@ -46,6 +47,7 @@ class Answers(Protocol):
   """What the engine needs of an assistant."""
 
   rows: int
+  max_new: int  # tokens of an answer, at most
 
   def kind(self, question: Question) -> Hashable:
     """See `Assistant.kind`. It is called by any thread."""
@@ -119,6 +121,7 @@ class Engine:
     warm: Sequence[str] = (),
   ):
     self.rows = assistant.rows
+    self.max_new = assistant.max_new
     self.ready = False
     self._assistant = assistant
     self._most = most

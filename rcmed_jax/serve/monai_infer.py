@@ -39,8 +39,8 @@ from rcmed_jax.serve import (
   shelf,
   volumes,
 )
-from rcmed_jax.serve.assistant import Question
 from rcmed_jax.serve.cleanup import Cleanup
+from rcmed_jax.serve.questions import Question
 
 Output = Literal["all", "image", "json", "dicom_seg", ""]
 

@@ -25,7 +25,7 @@ import volume_files
 from rcmed_jax import cli
 from rcmed_jax.apps import answering
 from rcmed_jax.ingest.pictures import rle
-from rcmed_jax.serve.assistant import Question
+from rcmed_jax.serve.questions import Question
 
 pytestmark = pytest.mark.heavy
 ROWS = 8
@@ -123,7 +123,7 @@ def test_a_chat_says_the_same_at_once_and_word_by_word(assistant, at):
   assert message.content == answer.text
   assert (made.choices[0].finish_reason, made.usage.completion_tokens) == (
     "stop",
-    answer.tokens[1],
+    answer.tokens.answer,
   )
   chunks = list(client.chat.completions.create(**asked, stream=True))
   deltas = [chunk.choices[0].delta for chunk in chunks]

@@ -1,6 +1,5 @@
 """OpenAI's API, asked by OpenAI's own client."""
 
-import asyncio
 import base64
 import json
 
@@ -11,8 +10,7 @@ import requests
 import served
 
 from rcmed_jax.ingest.pictures import rle
-from rcmed_jax.serve import chat_stream, engine
-from rcmed_jax.serve.assistant import Answer, Sampling
+from rcmed_jax.serve.questions import Sampling
 
 URL = "data:image/png;base64," + base64.b64encode(served.png()).decode()
 
@@ -171,30 +169,6 @@ def test_a_stream_ends_in_time():
     at.assistant.said.set()
 
 
-def test_parts_of_letters_and_spaces_at_the_end_wait():
-  async def run():
-    async def extra(answer):
-      return {}
-
-    events = chat_stream.Events({}, extra, with_usage=False)
-    waiting = asyncio.get_running_loop().create_future()
-    told = events.events(waiting, 20)
-    parts = [await anext(told)]
-    for text in ("a ", "a \u00e9\ufffd", "a \u00e9t"):
-      events.said(text)
-      parts.append(await anext(told))
-    answer = Answer("a \u00e9t\u00e9", None, ())
-    waiting.set_result(engine.Answered(answer, 0.0, 0.0, 1))
-    return parts + [part async for part in told]
-
-  found = [
-    json.loads(part[6:])["choices"][0]["delta"].get("content")
-    for part in asyncio.run(run())
-    if part.startswith("data: {")
-  ]
-  assert found == ["", "a", " \u00e9", "t", "\u00e9", None]
-
-
 def test_tokens_are_counted(client):
   made = _ask(client)
   words = len(made.choices[0].message.content.split())
@@ -218,13 +192,15 @@ def test_what_is_drawn_by_chance_is_asked_for(at, client):
     temperature=0.5,
     top_p=0.9,
     seed=7,
-    max_completion_tokens=50,
+    max_completion_tokens=20,
     extra_body={"grammar": True, "describe": True},
   )
   assert at.assistant.questions[-1].describe
   assert at.assistant.questions[-1].sampling == Sampling(
-    temperature=0.5, top_p=0.9, seed=7, max_new=50, grammar=True
+    temperature=0.5, top_p=0.9, seed=7, max_new=20, grammar=True
   )
+  _ask(client, max_tokens=4096)  # as clients do by themselves
+  assert at.assistant.questions[-1].sampling.max_new == 50
 
 
 def test_earlier_turns_about_the_image_are_told(at, client):

@@ -7,7 +7,7 @@ import pytest
 import served
 
 from rcmed_jax.serve import engine
-from rcmed_jax.serve.assistant import Question
+from rcmed_jax.serve.questions import Question
 
 
 @pytest.fixture
