@@ -51,13 +51,18 @@ class Assistant:
 
   def kind(self, question):
     """Long questions are of another kind than short ones."""
-    if len(question.text) > 600:
+    whole = [
+      question.text,
+      *(text for turn in question.earlier for text in turn),
+    ]
+    if max(map(len, whole)) > 600:
       raise ValueError("the prompt is longer than 600 characters.")
     return len(question.text) > 60
 
   def stream(self, questions, *, ahead=1, told=None):
     questions = list(questions)
     for question in questions:
+      self.kind(question)
       if "fault" in question.text:
         raise RuntimeError("out of memory")
     for _, batch in batches.batches(questions, self.kind, self.rows):

@@ -47,8 +47,12 @@ class Process:
 
 @contextlib.contextmanager
 def process(workdir, folder, *flags, wait_s=300):
-  """`rcmed serve` of a run, its files and log in a folder."""
-  folder.mkdir(parents=True, exist_ok=True)
+  """`rcmed serve` of a run; in a folder its files, its log and the system's tmp.
+
+  It runs there as well, so that what it writes elsewhere by accident is seen.
+  """
+  tmp = folder / "tmp"
+  tmp.mkdir(parents=True)
   port, log = served.free_port(), folder / "log"
   command = (
     *(sys.executable, "-m", "rcmed_jax", "serve"),
@@ -59,7 +63,7 @@ def process(workdir, folder, *flags, wait_s=300):
     one = subprocess.Popen(
       list(map(str, command)),
       cwd=folder,
-      env=os.environ | {"PYTHONPATH": str(_ROOT)},
+      env=os.environ | {"PYTHONPATH": str(_ROOT), "TMPDIR": str(tmp)},
       stdout=out,
       stderr=subprocess.STDOUT,
     )

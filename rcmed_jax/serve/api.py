@@ -98,19 +98,17 @@ class SegmentAnswer(pydantic.BaseModel):
 def router(service: asking.Service) -> APIRouter:
   """The path of `POST /v1/segment`."""
   made = APIRouter()
-  schema = SegmentBody.model_json_schema()
-  form = Wanted.model_json_schema()
-  form["properties"]["image"] = {"type": "string", "format": "binary"}
+  form = forms.schema_of(Wanted)
+  form["properties"]["image"] = forms.FILE
   form["required"] = ["image"]
   content = {
-    "application/json": {"schema": schema},
+    "application/json": {"schema": forms.schema_of(SegmentBody)},
     "multipart/form-data": {"schema": form},
   }
 
   @made.post(
     "/v1/segment",
-    responses=errors.DOCUMENTED
-    | {415: {"description": "Neither JSON nor multipart"}},
+    responses=errors.DOCUMENTED,
     openapi_extra={"requestBody": {"required": True, "content": content}},
   )
   async def segment(request: Request) -> SegmentAnswer:

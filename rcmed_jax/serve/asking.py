@@ -14,7 +14,7 @@ from starlette.requests import Request
 from rcmed_jax.data import prompts, tokens
 from rcmed_jax.serve import payload
 from rcmed_jax.serve.engine import Answered, Engine, Said
-from rcmed_jax.serve.errors import BadFieldError, later
+from rcmed_jax.serve.errors import CLIENT_LEFT, BadFieldError, later
 from rcmed_jax.serve.limits import Keys, Limits
 from rcmed_jax.serve.questions import Question
 
@@ -25,8 +25,6 @@ _AT_WORK = 4
 # Volumes that are answered at once, and that may wait for it. Their slices
 # take turns with pictures; each volume is in memory.
 _VOLUMES, _MOST_VOLUMES = 2, 8
-# nginx's word for it; nobody is there to read it, but logs and metrics are.
-CLIENT_LEFT = 499
 
 
 class _StoppedError(Exception):

@@ -20,7 +20,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from rcmed_jax.data import tokens
-from rcmed_jax.serve import api, asking, chat_stream, errors, payload
+from rcmed_jax.serve import (
+  api,
+  asking,
+  chat_stream,
+  errors,
+  forms,
+  payload,
+)
 from rcmed_jax.serve.engine import Answered
 from rcmed_jax.serve.questions import Answer, Question, Sampling
 
@@ -113,7 +120,7 @@ def router(service: asking.Service) -> APIRouter:
   """The paths of `/v1/models` and `/v1/chat/completions`."""
   made = APIRouter()
   began = int(time.time())
-  body = {"application/json": {"schema": ChatBody.model_json_schema()}}
+  body = {"application/json": {"schema": forms.schema_of(ChatBody)}}
   answers = {200: {"content": {"text/event-stream": {}}}}
 
   @made.get("/v1/models")

@@ -350,7 +350,8 @@ class Engine:
 def warm_up(assistant: Answers, names: Sequence[str] = ()) -> None:
   """Compiles the programs of all lengths, so that no request waits for it.
 
-  Questions of twice as many words each, until one is too long.
+  Questions of twice as many words each, until one is too long; then likewise
+  questions after another one, since a conversation may be longer.
 
   Args:
     names: words that are answered by a program of their own, such as the name
@@ -358,13 +359,23 @@ def warm_up(assistant: Answers, names: Sequence[str] = ()) -> None:
   """
   image_IJC = np.zeros((_WARM_SIDE, _WARM_SIDE, 3), np.uint8)
   for name in ("a", *names):
-    words = 1
-    while words <= _MOST_WORDS:
-      text = name + " a" * (words - 1)
-      try:
-        list(assistant.stream([Question(image_IJC, text)]))
-      except ValueError:
-        if words == 1:
-          raise
-        break
-      words *= 2
+    _ask_longer(assistant, lambda text: Question(image_IJC, text), name)
+  _ask_longer(
+    assistant,
+    lambda text: Question(image_IJC, "a", earlier=((text, "a"),)),
+    "a",
+  )
+
+
+def _ask_longer(
+  assistant: Answers, make: Callable[[str], Question], name: str
+) -> None:
+  words = 1
+  while words <= _MOST_WORDS:
+    try:
+      list(assistant.stream([make(name + " a" * (words - 1))]))
+    except ValueError:
+      if words == 1:
+        raise
+      return
+    words *= 2

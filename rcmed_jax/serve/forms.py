@@ -1,10 +1,15 @@
-"""Bodies of multipart forms: their texts and files."""
+"""Bodies: texts and files of multipart forms, and how documents describe them.
+
+Paths read their bodies themselves, since what is too large, too slow or of
+another kind is refused before it is understood; so they describe them, too.
+"""
 
 import json
 import pathlib
 import shutil
 from typing import Any
 
+import pydantic
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
@@ -14,6 +19,47 @@ from rcmed_jax.serve.errors import BadFieldError
 # More are an accident or an attack.
 _MOST_FIELDS = 50
 _MOST_TEXT = 1 << 20  # bytes of a field that is no file
+
+FILE = {"type": "string", "format": "binary"}
+_PARAMS = {"type": "string", "contentMediaType": "application/json"}
+
+
+def body(file: str, *, required: bool = True, many: bool = False) -> Any:
+  """What documents say of a form with a file and `params`.
+
+  Args:
+    file: the field's name.
+    required: whether the file must be there.
+    many: whether there may be several.
+  """
+  files = {"type": "array", "items": FILE, "minItems": 1} if many else FILE
+  schema = {
+    "type": "object",
+    "properties": {file: files, "params": _PARAMS},
+    "required": [file] if required else [],
+  }
+  content = {"multipart/form-data": {"schema": schema}}
+  return {"requestBody": {"required": True, "content": content}}
+
+
+def schema_of(model: type[pydantic.BaseModel]) -> dict[str, Any]:
+  """The JSON schema of a body, whole in itself, without references."""
+  schema = model.model_json_schema()
+  parts = schema.pop("$defs", {})
+
+  def whole(value: Any) -> Any:
+    if isinstance(value, list):
+      return [whole(one) for one in value]
+    if not isinstance(value, dict):
+      return value
+    if "$ref" in value:
+      return whole(parts[value["$ref"].rpartition("/")[2]])
+    # Of a discriminator nothing is lost: its parts name their kinds.
+    return {
+      key: whole(one) for key, one in value.items() if key != "discriminator"
+    }
+
+  return whole(schema)
 
 
 async def form_of(request: Request, *, files: int = 1) -> FormData:

@@ -186,6 +186,8 @@ class Gate:
     except asyncio.CancelledError:  # only the end of the process does so
       self.dropped += 1
       raise
+    except _TakesNothingError:
+      pass  # uvicorn closes a connection whose answer has no end
     finally:
       self.inside -= 1
       self.held -= seen[0]
@@ -279,10 +281,17 @@ class Gate:
     """`send` that gives up a client that takes nothing of its answer."""
 
     async def timed(message: Message) -> None:
-      async with asyncio.timeout(self._limits.send_s):
-        await send(message)
+      try:
+        async with asyncio.timeout(self._limits.send_s):
+          await send(message)
+      except TimeoutError:
+        raise _TakesNothingError from None
 
     return timed
+
+
+class _TakesNothingError(Exception):
+  """A client does not take its answer."""
 
 
 def _too_large(most: int) -> HTTPException:

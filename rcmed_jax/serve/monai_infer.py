@@ -73,6 +73,7 @@ def add(made: APIRouter, service: asking.Service, kept: shelf.Shelf) -> None:
     responses=errors.DOCUMENTED
     | {200: {"content": content}}
     | {501: {"description": "What this needs is not installed"}},
+    openapi_extra=forms.body("file", required=False),
   )
   async def infer(
     request: Request,

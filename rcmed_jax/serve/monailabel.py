@@ -35,6 +35,27 @@ CONFIG = {
   "min_mm3": 0.0,
 }
 
+_FILE: dict[int | str, dict[str, Any]] = errors.DOCUMENTED | {
+  200: {"content": {"application/octet-stream": {}}}
+}
+_LOGIN = {
+  "requestBody": {
+    "required": True,
+    "content": {
+      "application/x-www-form-urlencoded": {
+        "schema": {
+          "type": "object",
+          "properties": {
+            name: {"type": "string"}
+            for name in ("username", "password", "grant_type")
+          },
+          "required": ["password"],
+        }
+      }
+    },
+  }
+}
+
 
 def router(service: asking.Service, kept: shelf.Shelf) -> APIRouter:
   """The protocol's paths."""
@@ -89,7 +110,7 @@ def _add_auth(made: APIRouter, service: asking.Service) -> None:
   def enabled() -> dict[str, bool]:
     return {"enabled": bool(service.keys)}
 
-  @made.post("/auth/token", responses=errors.DOCUMENTED)
+  @made.post("/auth/token", responses=errors.DOCUMENTED, openapi_extra=_LOGIN)
   async def token(request: Request) -> dict[str, str]:
     """A form's password, which is a key, comes back as the token."""
     form = await request.form(max_files=0, max_fields=10)
@@ -106,7 +127,11 @@ def _add_auth(made: APIRouter, service: asking.Service) -> None:
 def _add_sessions(
   made: APIRouter, service: asking.Service, kept: shelf.Shelf
 ) -> None:
-  @made.put("/session/", responses=errors.DOCUMENTED)
+  @made.put(
+    "/session/",
+    responses=errors.DOCUMENTED,
+    openapi_extra=forms.body("files", many=True),
+  )
   async def begin(
     request: Request, expiry: float = shelf.SESSION_S
   ) -> dict[str, Any]:
@@ -163,9 +188,14 @@ def _add_images(
       await form.close()
 
   for path in ("/datastore/", "/datastore/image"):
-    made.put(path, name=path, responses=errors.DOCUMENTED)(put)
+    made.put(
+      path,
+      name=path,
+      responses=errors.DOCUMENTED,
+      openapi_extra=forms.body("file"),
+    )(put)
 
-  @made.get("/datastore/image", responses=errors.DOCUMENTED)
+  @made.get("/datastore/image", responses=_FILE, response_class=FileResponse)
   def get_image(image: str) -> FileResponse:
     return _file(kept.image(image))
 
@@ -173,7 +203,11 @@ def _add_images(
 def _add_labels(
   made: APIRouter, service: asking.Service, kept: shelf.Shelf
 ) -> None:
-  @made.put("/datastore/label", responses=errors.DOCUMENTED)
+  @made.put(
+    "/datastore/label",
+    responses=errors.DOCUMENTED,
+    openapi_extra=forms.body("label"),
+  )
   async def put(request: Request, image: str, tag: str = "") -> dict[str, str]:
     form = await forms.form_of(request)
     try:
@@ -186,7 +220,7 @@ def _add_labels(
     finally:
       await form.close()
 
-  @made.get("/datastore/label", responses=errors.DOCUMENTED)
+  @made.get("/datastore/label", responses=_FILE, response_class=FileResponse)
   def get(label: str, tag: str = "") -> FileResponse:
     return _file(kept.label(label, tag))
 
@@ -223,4 +257,6 @@ def _unlabelled(kept: shelf.Shelf) -> dict[str, Any]:
 def _file(path: pathlib.Path) -> FileResponse:
   if path.is_dir():
     raise HTTPException(404, "it has several files; ask about it by its id")
-  return FileResponse(path, filename=path.name)
+  return FileResponse(
+    path, filename=path.name, media_type="application/octet-stream"
+  )

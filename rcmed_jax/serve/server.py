@@ -38,7 +38,7 @@ from rcmed_jax.serve import (
 # For a client to send a request's first line and headers.
 HEADERS_S = 10.0
 # Of libraries that would otherwise write to standard error as they please.
-_LOGGERS = ("uvicorn", "python_multipart", "asyncio", "pydicom")
+_LOGGERS = ("uvicorn", "python_multipart", "asyncio", "pydicom", "py.warnings")
 # Connections at once; each takes a little memory before the gate sees it.
 _MOST_CONNECTIONS = 1000
 
@@ -160,6 +160,7 @@ def run(app: Application, *, host: str, port: int, drain_s: float) -> int:
     RuntimeError: the model could not be made ready.
   """
   engine = app.service.engine
+  logging.captureWarnings(True)
   handler = telemetry.LibraryLog(app.log)
   for name in _LOGGERS:
     logging.getLogger(name).addHandler(handler)
@@ -173,6 +174,7 @@ def run(app: Application, *, host: str, port: int, drain_s: float) -> int:
   finally:
     for name in _LOGGERS:
       logging.getLogger(name).removeHandler(handler)
+    logging.captureWarnings(False)
     if engine.ready:
       engine.stop()
     app.log(event="stop", unanswered=app.gate.dropped)

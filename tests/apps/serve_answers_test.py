@@ -239,6 +239,12 @@ def test_many_at_once_get_their_own_answers_until_it_is_told_to_end(
   assert counts[429] > 0  # 50 clients, and 4 may wait
   assert counts[200] == _answered(at) - count
   assert at.log()[-1]["unanswered"] == 0
+  assert not [line for line in at.log() if "fault" in line]
+  # Whatever was sent, nothing lies outside of its folder.
+  folder = at.files.parent
+  assert {path.name for path in folder.iterdir()} == {"files", "log", "tmp"}
+  assert not list((folder / "tmp").iterdir())
+  assert not list((at.files / "scratch").iterdir())
   assert held - before < 200e6
 
 

@@ -36,8 +36,10 @@ def _question(text="light"):
 def test_warm_up_asks_in_all_lengths_before_it_is_ready():
   assistant = served.Assistant()
   engine.warm_up(assistant)
-  words = [len(text.split()) for text in assistant.texts]
-  assert words == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+  words = [len(one.text.split()) for one in assistant.questions]
+  assert words == [1, 2, 4, 8, 16, 32, 64, 128, 256] + [1] * 9
+  earlier = [len(one.earlier[0][0]) for one in assistant.questions[9:]]
+  assert earlier == [2**n * 2 - 1 for n in range(9)]
   assistant.texts.clear()
   engine.warm_up(assistant, ["bone island"])
   assert assistant.texts[9:11] == ["bone island", "bone island a"]
