@@ -47,7 +47,7 @@ class Process:
 
 @contextlib.contextmanager
 def process(workdir, folder, *flags, wait_s=300):
-  """`rcmed serve` of a run; in a folder its files, its log and the system's tmp.
+  """`rcmed serve` of a run, its files, its log and TMPDIR in a folder.
 
   It runs there as well, so that what it writes elsewhere by accident is seen.
   """

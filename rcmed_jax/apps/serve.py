@@ -6,6 +6,8 @@ import importlib
 import ipaddress
 import pathlib
 import tempfile
+from types import ModuleType
+from typing import Any
 
 from etils import epath
 
@@ -49,6 +51,36 @@ def main(argv: Sequence[str]) -> int:
       f"--host={args.host} can be reached from elsewhere: give --keys=FILE, or "
       "--no-keys if everybody there may ask."
     )
+  service, metrics = _service(args, serve, keys)
+  with tempfile.TemporaryDirectory() as scratch:
+    kept = serve.shelf.Shelf(
+      args.files or pathlib.Path(scratch),
+      unpacked_bytes=service.limits.unpacked_bytes,
+    )
+    # Parts of bodies that libraries put aside lie there as well.
+    tempfile.tempdir = str(kept.scratch)
+    app = serve.Application(
+      service,
+      kept,
+      origins=tuple(args.origin),
+      hosts=() if keys or not _is_own(args.host) else _OWN,
+      metrics=metrics,
+    )
+    dropped = serve.run(
+      app, host=args.host, port=args.port, drain_s=args.drain_s
+    )
+  return 1 if dropped else 0
+
+
+def _service(
+  args: argparse.Namespace, serve: ModuleType, keys: Any
+) -> tuple[Any, Any]:
+  """What answers, and its metrics.
+
+  Args:
+    serve: `serve.server`, whose parts are used.
+    keys: of those who may ask.
+  """
   told = serve.limits.Limits(
     body_bytes=args.most_mb * serve.limits.MEGABYTE,
     upload_bytes=args.most_upload_mb * serve.limits.MEGABYTE,
@@ -82,23 +114,7 @@ def main(argv: Sequence[str]) -> int:
     ),
     log_prompts=args.log_prompts,
   )
-  with tempfile.TemporaryDirectory() as scratch:
-    kept = serve.shelf.Shelf(
-      args.files or pathlib.Path(scratch), unpacked_bytes=told.unpacked_bytes
-    )
-    # Parts of bodies that libraries put aside lie there as well.
-    tempfile.tempdir = str(kept.scratch)
-    app = serve.Application(
-      service,
-      kept,
-      origins=tuple(args.origin),
-      hosts=() if keys or not _is_own(args.host) else _OWN,
-      metrics=metrics,
-    )
-    dropped = serve.run(
-      app, host=args.host, port=args.port, drain_s=args.drain_s
-    )
-  return 1 if dropped else 0
+  return service, metrics
 
 
 def _parser() -> argparse.ArgumentParser:
