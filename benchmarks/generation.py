@@ -8,10 +8,10 @@
    `rcmed_jax.Assistant` answers them, masks on the image's grid included.
 
 The model is random, of a size that two cores can run: 1,024 visual tokens, as
-the released 7B has, and encoder and mask decoder with about the 7B's share of the
-work. Each case is compiled before it is timed; cases take turns, and a round's ratio is
-of neighbours. Wall time says little on a machine with other users: CPU seconds
-of the process are what to read.
+the released 7B has, and encoder and mask decoder with about the 7B's share of
+the work. Each case is compiled before it is timed; cases take turns, and a
+round's ratio is of neighbours. Wall time says little on a machine with other
+users: CPU seconds of the process are what to read.
 """
 
 import argparse

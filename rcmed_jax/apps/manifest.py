@@ -20,7 +20,7 @@ import jax
 
 import rcmed_jax
 from rcmed_jax.apps import settings
-from rcmed_jax.data import shards
+from rcmed_jax.data import files, mixture, records, shards
 
 RUN = "run.json"
 
@@ -46,6 +46,7 @@ def add_start(
   *,
   source: str | None = None,
   allowed: Sequence[str] = (),
+  items: Sequence[records.Sample] = (),
 ) -> dict[str, Any]:
   """The entry of this start, as it was added to `run.json`.
 
@@ -55,6 +56,7 @@ def add_start(
     command: the arguments of `rcmed train`.
     source: the weights that it began from.
     allowed: settings that may differ from those that the run began with.
+    items: what it trains on.
 
   Raises:
     ValueError: the file holds something else.
@@ -71,12 +73,13 @@ def add_start(
     "code": _code(),
     "versions": _versions(),
     "data": _data(told),
+    "tasks": _tasks(items),
     "seeds": {"train": told.train.seed, "data": told.data.seed},
     "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     "processes": jax.process_count(),
   }
   whole = json.dumps({"starts": [*starts, entry]}, indent=2) + "\n"
-  path.write_text(whole, encoding="utf-8")
+  files.write_whole(path, whole)
   return entry
 
 
@@ -142,9 +145,16 @@ def _data(told: settings.Settings) -> Mapping[str, str]:
   """SHA-256 of each index, or of the manifest of a built set, which holds
   those of its shards."""
   names = [name for name, _ in told.data.mixture] or [told.data.index]
-  if told.data.descriptions:
-    names.append(told.data.descriptions)
+  names += filter(None, (told.data.descriptions, told.data.validation))
   return {str(name): _digest(str(name)) for name in names}
+
+
+def _tasks(items: Sequence[records.Sample]) -> Mapping[str, Sequence[str]]:
+  """Modality -> its classes: the data may be gone where the run answers."""
+  found: dict[str, set[str]] = {}
+  for (_, modality), names in mixture.class_table(items).items():
+    found.setdefault(modality, set()).update(names)
+  return {modality: sorted(found[modality]) for modality in sorted(found)}
 
 
 def _digest(name: str) -> str:

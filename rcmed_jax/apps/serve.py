@@ -6,10 +6,12 @@ import importlib
 import ipaddress
 import pathlib
 import tempfile
+from types import ModuleType
+from typing import Any
 
 from etils import epath
 
-from rcmed_jax.apps import answering, runs, serve_volumes
+from rcmed_jax.apps import answering, predict_tasks, runs
 from rcmed_jax.data import extras
 from rcmed_jax.serve import engine, new_classes
 
@@ -49,18 +51,51 @@ def main(argv: Sequence[str]) -> int:
       f"--host={args.host} can be reached from elsewhere: give --keys=FILE, or "
       "--no-keys if everybody there may ask."
     )
+  service, metrics = _service(args, serve, keys)
+  with tempfile.TemporaryDirectory() as scratch:
+    kept = serve.shelf.Shelf(
+      args.files or pathlib.Path(scratch),
+      unpacked_bytes=service.limits.unpacked_bytes,
+    )
+    # Parts of bodies that libraries put aside lie there as well.
+    tempfile.tempdir = str(kept.scratch)
+    app = serve.Application(
+      service,
+      kept,
+      origins=tuple(args.origin),
+      hosts=() if keys or not _is_own(args.host) else _OWN,
+      metrics=metrics,
+    )
+    dropped = serve.run(
+      app, host=args.host, port=args.port, drain_s=args.drain_s
+    )
+  return 1 if dropped else 0
+
+
+def _service(
+  args: argparse.Namespace, serve: ModuleType, keys: Any
+) -> tuple[Any, Any]:
+  """What answers, and its metrics.
+
+  Args:
+    serve: `serve.server`, whose parts are used.
+    keys: of those who may ask.
+  """
   told = serve.limits.Limits(
     body_bytes=args.most_mb * serve.limits.MEGABYTE,
+    upload_bytes=args.most_upload_mb * serve.limits.MEGABYTE,
     pixels=args.most_pixels,
     answer_s=args.answer_s,
     rate=args.rate,
   )
+  workdir = args.workdir or runs.newest()
   assistant = answering.load_assistant(
-    args.workdir or runs.newest(),
+    workdir,
     rows=args.rows,
     classes=args.classes,
     in_int8=args.int8,
   )
+  trained = predict_tasks.trained(workdir)
   metrics = serve.telemetry.Metrics()
   service = serve.asking.Service(
     engine=engine.Engine(
@@ -73,21 +108,13 @@ def main(argv: Sequence[str]) -> int:
     limits=told,
     keys=keys,
     name=args.name,
+    modalities=tuple(sorted(trained)),
+    classes=tuple(
+      sorted({name for names in trained.values() for name in names})
+    ),
     log_prompts=args.log_prompts,
   )
-  with tempfile.TemporaryDirectory() as scratch:
-    app = serve.Application(
-      service,
-      serve.shelf.Shelf(args.files or pathlib.Path(scratch)),
-      origins=tuple(args.origin),
-      hosts=() if keys or not _is_own(args.host) else _OWN,
-      answer_volume=serve_volumes.answer_volume,
-      metrics=metrics,
-    )
-    dropped = serve.run(
-      app, host=args.host, port=args.port, drain_s=args.drain_s
-    )
-  return 1 if dropped else 0
+  return service, metrics
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,7 +146,8 @@ def _parser() -> argparse.ArgumentParser:
   add("--most-waiting", type=int, default=64, help="requests that may wait")
   add("--rate", type=float, default=120.0, help="requests a minute and caller")
   add("--answer-s", type=float, default=120.0, help="longest wait, in seconds")
-  add("--most-mb", type=int, default=64, help="of one request")
+  add("--most-mb", type=int, default=64, help="of one request in memory")
+  add("--most-upload-mb", type=int, default=1000, help="of one form with files")
   add("--most-pixels", type=int, default=40_000_000, help="of one image")
   add("--drain-s", type=float, default=60.0, help="to end in, after SIGTERM")
   add(
