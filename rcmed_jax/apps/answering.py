@@ -39,6 +39,7 @@ def load_assistant(
   fitted: epath.PathLike | None = None,
   calibrated: bool = True,
   averaged: bool = False,
+  best: bool = False,
   kept: int = 2,
 ) -> "Assistant":
   """The assistant of a run's newest checkpoint, or of converted weights.
@@ -54,6 +55,7 @@ def load_assistant(
       None: the run's own.
     calibrated: whether confidences get it.
     averaged: whether a run answers with its averaged weights.
+    best: whether with those of the step that did best on its held-out set.
     kept: images that are remembered; see `Assistant`.
     mesh: of this process's devices, over which weights and batches lie; None:
       one of them.
@@ -61,8 +63,8 @@ def load_assistant(
   Raises:
     FileNotFoundError: as `runs.recorded`, or a class file is missing.
     ValueError: as `runs.recorded`, the run has no checkpoint yet, or no average
-      of its weights, a class was made with other weights, or the devices do
-      not make such a mesh.
+      of its weights, or none known to be best, a class was made with other
+      weights, or the devices do not make such a mesh.
   """
   workdir = epath.Path(workdir)
   told = runs.recorded(workdir)
@@ -71,15 +73,18 @@ def load_assistant(
   tokenizer = tokens.Tokenizer(workdir / runs.TOKENIZER)
   folder = runs.converted(workdir)
   if folder is not None:
-    if averaged:
-      raise ValueError(f"{folder} is converted, it has no averaged weights.")
+    if averaged or best:
+      raise ValueError(
+        f"{folder} is converted, it has neither averaged nor best weights."
+      )
     arrays = torch_io.nested(store.read(folder).tensors)
     model = torch_io.build(told.model, arrays)
   else:
     model = nnx.eval_shape(lambda: rcmed.RCMed(told.model, rngs=nnx.Rngs(0)))
     graphdef, _ = nnx.split(model)
     with checkpoints.Checkpoints(workdir) as saved:
-      model = nnx.merge(graphdef, saved.weights(averaged=averaged))
+      step = saved.best() if best else None
+      model = nnx.merge(graphdef, saved.weights(averaged=averaged, step=step))
   if mesh is not None:
     model = _placed(model, meshes.make_mesh(mesh, jax.local_devices()))
   if in_int8:
@@ -190,6 +195,7 @@ def identity(
   in_int8: bool = False,
   fitted: epath.PathLike | None = None,
   averaged: bool = False,
+  best: bool = False,
 ) -> str:
   """What `load_assistant` answers with, in words that another has not."""
   folder = runs.converted(workdir)
@@ -198,7 +204,8 @@ def identity(
     words = [f"converted {digest[:16]}"]
   else:
     with checkpoints.Checkpoints(workdir) as saved:
-      words = [f"{settings.load(workdir).train.seed} step {saved.latest()}"]
+      step = saved.best() if best else saved.latest()
+    words = [f"{settings.load(workdir).train.seed} step {step}"]
   more = [*classes] if fitted is None else [*classes, fitted]
   for path in map(epath.Path, more):
     if path.exists():

@@ -21,6 +21,8 @@ from etils import epath
 import numpy as np
 import sentencepiece
 
+from rcmed_jax.data import files
+
 IGNORE_LABEL = -100  # labels that count for nothing
 IMAGE_TOKEN = -200  # stands for the image among token ids
 
@@ -248,5 +250,5 @@ def train_tokenizer(
       f"{len(lines)} lines ({error}); with 256 bytes and every letter, a few "
       "hundred pieces are needed."
     ) from error
-  epath.Path(path).write_bytes(model.getvalue())
+  files.write_whole(path, model.getvalue())
   return Tokenizer(path)

@@ -67,6 +67,8 @@ def causal_attention(
     return language_attention_tpu.splash(
       query_BSNH, key_BSNH, value_BSNH, prefix_B, interpret=interpret
     )
+  if chosen == CUDNN:
+    return _cudnn(query_BSNH, key_BSNH, value_BSNH)
   mask_B1SS = None
   if prefix_B is not None:
     slots_S = jnp.arange(query_BSNH.shape[1])
@@ -79,7 +81,7 @@ def causal_attention(
     value_BSNH,
     mask=mask_B1SS,
     is_causal=prefix_B is None,
-    implementation="cudnn" if chosen == CUDNN else "xla",
+    implementation="xla",
   )
 
 
@@ -166,6 +168,21 @@ def cached_refusals(query_BTNH: Shaped) -> dict[str, str | None]:
     CUDNN: cudnn,
     SPLASH: "its blocks of queries would be empty but for a few positions",
   }
+
+
+def _cudnn(*arrays_BSNH: jax.Array) -> jax.Array:
+  """Causal attention by cuDNN, whose gradients JAX refuses at odd lengths.
+
+  One more position, after all others, is read by itself only.
+  """
+  length = arrays_BSNH[0].shape[1]
+  even = [(0, 0), (0, length % 2), (0, 0), (0, 0)]
+  mixed_BSNH = jax.nn.dot_product_attention(
+    *(jnp.pad(array_BSNH, even) for array_BSNH in arrays_BSNH),
+    is_causal=True,
+    implementation="cudnn",
+  )
+  return mixed_BSNH[:, :length]
 
 
 def _splash_refusal(query: Shaped, interpret: bool) -> str | None:

@@ -62,10 +62,11 @@ class Assistant:
     classes: new classes, known to this assistant by name.
     calibrate: what a confidence is shown as, 0..1 each.
     kept: images that are remembered, so that the next question about one is
-      answered sooner. Of the released 7B in bfloat16 each takes 0.57 GB of the
-      device: keys and values of 1,068 positions in 32 layers. Of models with
-      prefix attention, whose image reads the question, features alone are
-      kept. What is remembered changes no bit of an answer.
+      answered sooner. Of the released 7B in bfloat16 each takes 0.56 GB of the
+      device, keys and values of some 1,060 positions in 32 layers; a batch has
+      them once more for each of its rows. Of models with prefix attention,
+      whose image reads the question, features alone are kept. What is
+      remembered changes no bit of an answer.
 
   Attributes:
     rows: requests that all devices answer together.

@@ -242,3 +242,29 @@ def test_a_cache_is_read_by_xla_unless_another_is_asked_for(monkeypatch):
   refusals = language_attention.cached_refusals(query_BTNH)
   with pytest.raises(NotImplementedError, match="as a bias"):
     choice.choose("cached_attention", "cudnn", refusals)
+
+
+def test_cudnn_gets_even_lengths_and_the_answer_is_the_same(monkeypatch):
+  """JAX refuses its gradient at odd lengths, of which prompts have many."""
+  attention, lengths = jax.nn.dot_product_attention, []
+
+  def cudnn(query_BSNH, *rest, implementation, **settings):
+    assert implementation == "cudnn"
+    lengths.append(query_BSNH.shape[1])
+    return attention(query_BSNH, *rest, implementation="xla", **settings)
+
+  monkeypatch.setattr(choice, "device", lambda: ("gpu", "NVIDIA H200"))
+  monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
+  for length in (4, 5):
+    given = _inputs(length, width=8)
+    *inputs, mixed_gradient = (jnp.asarray(a, jnp.bfloat16) for a in given)
+    mixed, pull = jax.vjp(language_attention.causal_attention, *inputs)
+    rounded = [np.asarray(a, np.float32) for a in (*inputs, mixed_gradient)]
+    expected = _formula_and_gradients(*rounded, _allowed(length))
+    for found, wanted in zip(
+      (mixed, *pull(mixed_gradient)), expected, strict=True
+    ):
+      assert found.shape == wanted.shape
+      error = np.linalg.norm(np.asarray(found, np.float64) - wanted)
+      assert error < 1e-2 * np.linalg.norm(wanted)
+  assert lengths == [4, 6]
