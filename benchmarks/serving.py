@@ -6,12 +6,15 @@
 RUN is the folder of a trained model, INDEX an index of images to ask about.
 Every answer is compared with the one that the assistant gives in Python: text,
 classes, boxes, confidences and masks. Clients keep asking, each on a connection
-of its own, on loopback. Four servers, one after another:
+of its own, on loopback. Servers, one after another:
 
   batched     rows at a time, a queue for all clients
   one by one  the same with batches of one
   overload    a short queue: who is refused comes again when he was told to
   stopped     SIGTERM in the middle
+
+and the first two once more with a stand-in for the model that takes 30 ms for
+any batch, as a device does that is not full: what the server itself allows.
 """
 
 import argparse
@@ -34,12 +37,15 @@ import time
 from typing import Any
 import urllib.request
 
+import cv2
 import numpy as np
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _LINE = "benchmark-line"
 _IMAGES = 64  # asked about in turn
 _READY_S = 900
+_STAND_IN = "stand-in"
+_DEVICE_S = 0.03  # that the stand-in takes for a batch
 _ANSWER_S = 120.0  # a client that waits longer hangs
 
 
@@ -59,39 +65,89 @@ class Seen:
 
 
 def main() -> None:
-  """Runs all four and writes the page."""
+  """Runs all servers and writes the page."""
+  if sys.argv[1:2] == [_STAND_IN]:
+    _run_stand_in(*sys.argv[2:])
+    return
   args = _parser().parse_args()
   questions = _questions(args.index)
+  requests = [_request(data, text) for data, text in questions]
   context = multiprocessing.get_context("spawn")
   wanted = {}
   for rows in sorted({args.rows, 1}):
     with context.Pool(1) as pool:  # JAX is gone with it
-      told = (args.run, args.index, rows)
-      wanted[rows] = pool.apply(_answers, told)
-  requests = [_request(data, text) for data, text in questions]
-  work = (requests, args.clients)
-  room = ["--rate=1e9", f"--most-waiting={args.clients}"]
+      wanted[rows] = pool.apply(_answers, (args.run, args.index, rows))
+  stand_in = [_written(StandIn.answer(one)) for one in _pictures(questions)]
+
+  def ask(rows: int, most: int, seconds: float, **options: Any) -> Seen:
+    command = _command(args.run, rows, most)
+    return _serve(
+      command, (requests, args.clients, wanted[rows]), seconds, **options
+    )
+
+  def ask_stand_in(rows: int) -> Seen:
+    command = [sys.executable, __file__, _STAND_IN, str(rows)]
+    work = (requests, args.clients, stand_in)
+    return _serve(command, work, args.seconds / 3)
+
+  rows, most = args.rows, args.clients
   seen = {
-    "batched": _serve(
-      args.run, args.rows, room, work, wanted[args.rows], args.seconds
-    ),
-    "one by one": _serve(args.run, 1, room, work, wanted[1], args.seconds),
-    "overload": _serve(
-      args.run,
-      args.rows,
-      ["--rate=1e9", f"--most-waiting={args.rows}"],
-      work,
-      wanted[args.rows],
-      args.seconds / 3,
-    ),
-    "stopped": _serve(
-      args.run, args.rows, room, work, wanted[args.rows], 10, stop=True
-    ),
+    "batched": ask(rows, most, args.seconds),
+    "one by one": ask(1, most, args.seconds),
+    "overload": ask(rows, rows, args.seconds / 3),
+    "stopped": ask(rows, most, 10, stop=True),
+    "stand-in, batched": ask_stand_in(rows),
+    "stand-in, one by one": ask_stand_in(1),
   }
   page = _page(args, seen)
   print(page)
   if args.out:
     args.out.write_text(page, encoding="utf-8")
+
+
+class StandIn:
+  """Sees brightness, and takes a fixed time for any batch."""
+
+  max_new = 64
+
+  def __init__(self, rows: int):
+    self.rows = rows
+
+  def kind(self, question: Any) -> int:
+    """All questions are alike."""
+    return 0
+
+  def stream(self, questions: Any, *, ahead: int = 1, told: Any = None) -> Any:
+    """See `Assistant.stream`."""
+    questions = list(questions)
+    for number, question in enumerate(questions):
+      if number % self.rows == 0:
+        time.sleep(_DEVICE_S)
+      yield number, self.answer(question.image_IJC)
+
+  @staticmethod
+  def answer(image_IJC: np.ndarray) -> Any:
+    """What is bright in an image."""
+    from rcmed_jax.data import images
+    from rcmed_jax.serve.questions import Answer, Found
+
+    mask_IJ = image_IJC[..., 0] > 127
+    box = images.box(mask_IJ) if mask_IJ.any() else None
+    found = Found("bright", box is not None, mask_IJ, box, 0.5)
+    return Answer("<p> bright </p> [SEG]", None, (found,))
+
+
+def _run_stand_in(rows: str, port: str, folder: str) -> None:
+  from rcmed_jax.serve import asking, engine, limits, server, shelf
+
+  service = asking.Service(
+    engine=engine.Engine(StandIn(int(rows)), most=10**4),
+    limits=limits.Limits(rate=1e9),
+    keys=limits.Keys(),
+    name="rcmed",
+  )
+  app = server.Application(service, shelf.Shelf(pathlib.Path(folder)))
+  server.run(app, host="127.0.0.1", port=int(port), drain_s=60)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,35 +171,42 @@ def _questions(index: pathlib.Path) -> list[tuple[bytes, str]]:
   return found
 
 
+def _pictures(questions: Sequence[tuple[bytes, str]]) -> list[np.ndarray]:
+  return [
+    cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    for data, _ in questions
+  ]
+
+
 def _answers(
   run: pathlib.Path, index: pathlib.Path, rows: int
 ) -> list[dict[str, Any]]:
   """What the assistant says in Python, as the server would write it."""
-  import cv2
-
   from rcmed_jax.apps import answering
-  from rcmed_jax.serve import api
   from rcmed_jax.serve.questions import Question
 
   assistant = answering.load_assistant(run, rows=rows)
+  questions = _questions(index)
   answers = assistant.ask_many(
-    Question(
-      cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1],
-      text,
+    Question(image_IJC, text)
+    for image_IJC, (_, text) in zip(
+      _pictures(questions), questions, strict=True
     )
-    for data, text in _questions(index)
   )
-  return [
-    {
-      "text": answer.text,
-      "modality": answer.modality,
-      "targets": [
-        json.loads(target.model_dump_json(by_alias=True))
-        for target in api.targets(answer, "rle")
-      ],
-    }
-    for answer in answers
-  ]
+  return [_written(answer) for answer in answers]
+
+
+def _written(answer: Any) -> dict[str, Any]:
+  from rcmed_jax.serve import api
+
+  return {
+    "text": answer.text,
+    "modality": answer.modality,
+    "targets": [
+      json.loads(target.model_dump_json(by_alias=True))
+      for target in api.targets(answer, "rle")
+    ],
+  }
 
 
 def _request(data: bytes, text: str) -> bytes:
@@ -167,12 +230,17 @@ def _request(data: bytes, text: str) -> bytes:
   return head.encode() + body
 
 
+def _command(run: pathlib.Path, rows: int, most: int) -> list[str]:
+  return [
+    *(sys.executable, "-m", "rcmed_jax", "serve", "--rate=1e9"),
+    *("--workdir", str(run.resolve())),
+    *(f"--rows={rows}", f"--most-waiting={most}"),
+  ]
+
+
 def _serve(
-  run: pathlib.Path,
-  rows: int,
-  flags: Sequence[str],
-  work: tuple[list[bytes], int],
-  wanted: list[dict[str, Any]],
+  command: list[str],
+  work: tuple[list[bytes], int, list[dict[str, Any]]],
   seconds: float,
   *,
   stop: bool = False,
@@ -180,6 +248,7 @@ def _serve(
   """A server of its own, and all clients at it.
 
   Args:
+    work: requests, how many clients, the answers that they should get.
     stop: whether SIGTERM comes half way.
   """
   with socket.socket() as one:
@@ -187,12 +256,12 @@ def _serve(
     port = one.getsockname()[1]
   with tempfile.TemporaryDirectory() as folder:
     log = pathlib.Path(folder) / "log"
-    command = [sys.executable, "-m", "rcmed_jax", "serve"]
-    command += ["--workdir", str(run.resolve()), f"--port={port}"]
-    command += [f"--rows={rows}", f"--files={folder}/files", *flags]
+    place = [str(port), f"{folder}/files"]
+    if _STAND_IN not in command:
+      place = [f"--port={port}", f"--files={folder}/files"]
     with log.open("wb") as out:
       server = subprocess.Popen(
-        command,
+        [*command, *place],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(_ROOT)},
         stdout=out,
@@ -200,9 +269,7 @@ def _serve(
       )
     try:
       _await_ready(server, port)
-      seen = asyncio.run(
-        _clients(server, port, *work, wanted, seconds, stop=stop)
-      )
+      seen = asyncio.run(_clients(server, port, *work, seconds, stop=stop))
       if not stop:
         server.send_signal(signal.SIGTERM)
       code = server.wait(_ANSWER_S)
@@ -332,52 +399,74 @@ def _cpu_s(server: subprocess.Popen) -> float:
 
 
 def _page(args: argparse.Namespace, seen: dict[str, Seen]) -> str:
-  batched, single = seen["batched"], seen["one by one"]
-  rate = {name: one.counts["200"] / one.seconds for name, one in seen.items()}
-  lines = [
-    "# Many clients at once",
-    "",
-    "`python benchmarks/serving.py RUN INDEX`, on loopback, "
-    f"{os.cpu_count()} cores ({platform.machine()}), load "
-    f"{os.getloadavg()[1]:.1f} of other work included. {args.clients} clients, "
-    f"each on a connection of its own, {_IMAGES} images, batches of "
-    f"{args.rows} rows or of one. Every answer is compared with the assistant's "
-    "in Python, masks pixel by pixel.",
-    "",
-    "| server | seconds | answers | a second | wrong | lost | hangs | 429 "
-    "| p50 s | p99 s | server's cores |",
-    "|---|---|---|---|---|---|---|---|---|---|---|",
-  ]
-  for name, one in seen.items():
-    middle, last = (
-      np.percentile(one.took_s, [50, 99]) if one.took_s else (0.0, 0.0)
-    )
-    lines.append(
-      f"| {name} | {one.seconds:.0f} | {one.counts['200']} | "
-      f"{rate[name]:.1f} | {one.counts['wrong']} | {_lost(one)} | "
-      f"{one.counts['hangs']} | {one.counts['429']} | {middle:.2f} | "
-      f"{last:.2f} | {one.cpu_s / one.seconds:.2f} |"
-    )
-  ratio = rate["batched"] / rate["one by one"]
-  refused = seen["overload"].refused_s
+  refused = seen["overload"].refused_s or [0.0]
   stopped = seen["stopped"]
-  lines += [
-    "",
-    f"* Batching: {ratio:.2f} times the answers of batches of one.",
-    f"* Memory, batched: {_memory(batched)}; one by one: {_memory(single)}.",
-    f"* Overload: a refusal took {np.percentile(refused, 99):.2f} s at p99, "
-    f"{max(refused):.2f} s at most."
-    if refused
-    else "* Overload: nobody was refused.",
-    f"* SIGTERM: {stopped.counts['200']} answers came, {_served(stopped)} were "
-    f"sent; {stopped.counts['503']} were refused with 503, "
-    f"{stopped.counts['cut off']} connections were closed before a request was "
-    f"taken; exit code {stopped.counts['exit code']}, unanswered "
-    f"{stopped.log[-1].get('unanswered')}.",
-    "",
-    "Lost: answers that the server says to have sent and no client got.",
-  ]
-  return "\n".join(lines) + "\n"
+  first, second = seen["batched"], seen["one by one"]
+  return "\n".join(
+    [
+      "# Many clients at once",
+      "",
+      f"`python benchmarks/serving.py RUN INDEX --rows={args.rows}`, loopback, "
+      f"{os.cpu_count()} cores ({platform.machine()}), a load of "
+      f"{os.getloadavg()[2]:.1f} (15 minutes, this and other work). "
+      f"{args.clients} clients, each on a connection of its own; {_IMAGES} "
+      "images. Every answer is compared with the assistant's in Python, masks "
+      "pixel by pixel.",
+      "",
+      "| server | seconds | answers | a second | wrong | lost | hang | 429 "
+      "| p50 s | p99 s | its cores |",
+      "|---|---|---|---|---|---|---|---|---|---|---|",
+      *(_row(name, one) for name, one in seen.items()),
+      "",
+      "Lost: the server says to have sent it and no client got it. Its cores: "
+      "how many it kept busy.",
+      "",
+      f"* Batches of {args.rows} against batches of one: "
+      f"{_rate(first) / _rate(second):.2f} times the answers with the model, "
+      f"{_of_stand_in(seen):.2f} times with a stand-in that takes "
+      f"{_DEVICE_S * 1e3:.0f} ms for any batch.",
+      f"* Memory of the server: {_memory(first)}; one by one: "
+      f"{_memory(second)}.",
+      f"* Overload: a refusal took {np.percentile(refused, 50):.3f} s at p50, "
+      f"{np.percentile(refused, 99):.2f} s at p99, {max(refused):.2f} s at "
+      "most.",
+      f"* SIGTERM: {_served(stopped)} answers were sent and "
+      f"{stopped.counts['200']} came; {stopped.counts['503']} requests were "
+      f"refused with 503; {stopped.counts['cut off']} connections were closed "
+      "with no request taken; exit code "
+      f"{stopped.counts['exit code']}, unanswered "
+      f"{stopped.log[-1].get('unanswered')}.",
+      "",
+    ]
+  )
+
+
+def _row(name: str, one: Seen) -> str:
+  middle, last = np.percentile(one.took_s or [0.0], [50, 99])
+  counts = one.counts
+  cells = (
+    name,
+    f"{one.seconds:.0f}",
+    counts["200"],
+    f"{_rate(one):.1f}",
+    counts["wrong"],
+    _served(one) - counts["200"],
+    counts["hangs"],
+    counts["429"],
+    f"{middle:.2f}",
+    f"{last:.2f}",
+    f"{one.cpu_s / one.seconds:.2f}",
+  )
+  return f"| {' | '.join(map(str, cells))} |"
+
+
+def _rate(one: Seen) -> float:
+  return one.counts["200"] / one.seconds
+
+
+def _of_stand_in(seen: dict[str, Seen]) -> float:
+  both = seen["stand-in, batched"], seen["stand-in, one by one"]
+  return _rate(both[0]) / _rate(both[1])
 
 
 def _served(one: Seen) -> int:
@@ -387,15 +476,14 @@ def _served(one: Seen) -> int:
   )
 
 
-def _lost(one: Seen) -> int:
-  return _served(one) - one.counts["200"]
-
-
 def _memory(one: Seen) -> str:
   """After a third of the time, when all is warm, and at the end."""
   held = [rss / 1e6 for _, rss in one.rss]
   third = len(held) // 3
-  return f"{held[third]:.0f} MB after a third, {max(held[-3:]):.0f} at the end"
+  return (
+    f"{held[third]:.0f} MB after a third of the time, {held[-1]:.0f} MB at the "
+    "end"
+  )
 
 
 if __name__ == "__main__":

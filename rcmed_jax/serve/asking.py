@@ -74,7 +74,8 @@ class Service:
       return await asyncio.to_thread(what)
 
   async def picture(self, data: bytes, field: str) -> np.ndarray:
-    """See `payload.picture`."""
+    """See `payload.picture`. Who would be refused is so before the work."""
+    self.engine.require_room()
     most = self.limits.pixels
     return await self.work(lambda: payload.picture(data, field, most))
 

@@ -159,6 +159,11 @@ class Engine:
     if self._thread.is_alive():
       self._thread.join()
 
+  def require_room(self) -> None:
+    """Raises what `submit` would, of a small image: before it is decoded."""
+    with self._changed:
+      self._require_room()
+
   def submit(
     self, question: Question, timeout_s: float, said: Said | None = None
   ) -> "concurrent.futures.Future[Answered]":
@@ -178,11 +183,8 @@ class Engine:
     now = time.monotonic()
     future: concurrent.futures.Future[Answered] = concurrent.futures.Future()
     with self._changed:
-      if self._stopped or not self.ready:
-        raise NotReadyError("no requests are taken now; try again later")
-      if len(self._queue) >= self._most:
-        self._leave_out()
-      if len(self._queue) >= self._most or self._is_heavy(question):
+      self._require_room()
+      if self._is_heavy(question):
         raise QueueFullError(len(self._queue), self._wait_s())
       self._queue.append(
         _Waiting(question, kind, future, now, now + timeout_s, said)
@@ -239,6 +241,15 @@ class Engine:
         if time.monotonic() > until:
           raise
       time.sleep(_RETRY_S)
+
+  def _require_room(self) -> None:
+    """Under the lock."""
+    if self._stopped or not self.ready:
+      raise NotReadyError("no requests are taken now; try again later")
+    if len(self._queue) >= self._most:
+      self._leave_out()
+    if len(self._queue) >= self._most:
+      raise QueueFullError(len(self._queue), self._wait_s())
 
   def _is_heavy(self, question: Question) -> bool:
     """Whether its image is too much beside those that wait."""

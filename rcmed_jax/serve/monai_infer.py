@@ -201,6 +201,7 @@ async def _picture(
   out: pathlib.Path,
 ) -> dict[str, Any]:
   """Writes a picture's label map; what is said beside it comes back."""
+  service.engine.require_room()
   most = service.limits.pixels
   image_IJC = await service.work(
     lambda: payload.picture_of(path, "image", most)
