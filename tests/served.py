@@ -22,14 +22,18 @@ OTHER_KEY = "another-key-long-enough"
 class Assistant:
   """Says "bright" for pixels whose red is above 127; absent if there are none.
 
+  Args:
+    answer: what a question is answered with, in the place of that.
+
   Attributes:
     batches: how many questions each batch held.
     texts: all that was asked.
     free: batches wait for it.
   """
 
-  def __init__(self, rows=4, batch_s=0.0):
+  def __init__(self, rows=4, batch_s=0.0, answer=None):
     self.rows = rows
+    self._answer = answer or bright
     self.batches = []
     self.texts = []
     self.free = threading.Event()
@@ -50,10 +54,10 @@ class Assistant:
       time.sleep(self._batch_s)
       for number, question in enumerate(batch, first):
         self.texts.append(question.text)
-        yield number, answer(question)
+        yield number, self._answer(question)
 
 
-def answer(question):
+def bright(question):
   mask_IJ = question.image_IJC[..., 0] > 127
   box = None
   if mask_IJ.any():
@@ -92,7 +96,15 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-  assistant=None, *, keys=None, most=64, origins=(), hosts=(), **changes
+  assistant=None,
+  *,
+  keys=None,
+  most=64,
+  origins=(),
+  hosts=(),
+  ask_volume=None,
+  classes=("bright",),
+  **changes,
 ):
   """A server on a port of its own, in a thread, ready."""
   assistant = assistant or Assistant()
@@ -104,7 +116,7 @@ def running(
     limits=limits.Limits(**told),
     keys=limits.Keys(keys),
     name=NAME,
-    classes=("bright",),
+    classes=classes,
   )
   with tempfile.TemporaryDirectory() as folder:
     app = server.Application(
@@ -113,6 +125,7 @@ def running(
       origins=origins,
       hosts=hosts,
       answer_volume=ANSWER_VOLUME,
+      ask_volume=ask_volume,
       metrics=metrics,
       log=lambda **fields: log.append(fields),
     )

@@ -82,6 +82,7 @@ def main(argv: Sequence[str]) -> int:
       origins=tuple(args.origin),
       hosts=() if keys or not _is_own(args.host) else _OWN,
       answer_volume=serve_volumes.answer_volume,
+      ask_volume=serve_volumes.ask_volume,
       metrics=metrics,
     )
     dropped = serve.run(

@@ -95,6 +95,12 @@ def first_fault(error: pydantic.ValidationError) -> BadFieldError:
   return BadFieldError(field, fault["msg"])
 
 
+def of_data(error: DataError) -> str:
+  """A data error's message without its path, which is ours or a patient's."""
+  message = f"{error.field}: {error.message}. {error.remedy}"
+  return message.replace(error.path, "the file")
+
+
 def add_handlers(app: FastAPI) -> None:
   """Gives all errors of an application their form."""
 
@@ -115,9 +121,7 @@ def add_handlers(app: FastAPI) -> None:
 
   @app.exception_handler(DataError)
   def _(request: Request, error: DataError) -> JSONResponse:
-    # Without its path, which is ours or names a patient.
-    message = f"{error.field}: {error.message}. {error.remedy}"
-    return JSONResponse(body(400, message, error.field), 400)
+    return JSONResponse(body(400, of_data(error), error.field), 400)
 
   @app.exception_handler(NotImplementedError)
   def _(request: Request, error: NotImplementedError) -> JSONResponse:

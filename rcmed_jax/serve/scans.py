@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import dataclasses
 import pathlib
 import re
+from typing import Any
 
 import numpy as np
 
@@ -45,10 +46,13 @@ class Scan:
   # uint8[I, J, 3], RGB, slice by slice; it may be called again.
   pictures: Callable[[], Iterator[np.ndarray]] = dataclasses.field(repr=False)
   voxel_mm3: float | None = None  # None: nothing tells
+  grid: geometry.Grid | None = None  # of the file's axes; None: nothing tells
   # Of a series, its files, and the frames of all of them from the first slice
   # to the last.
   files: tuple[pathlib.Path, ...] = dataclasses.field(default=(), repr=False)
   order: tuple[int, ...] = ()
+  # Of a series, what was measured, in the order of the file's axes.
+  values: Callable[[], Any] | None = dataclasses.field(default=None, repr=False)
 
   def some(self, wanted: set[int]) -> dict[int, np.ndarray]:
     """Slice number -> picture, of those that are wanted."""
@@ -128,6 +132,7 @@ def _nifti(path: pathlib.Path, text: str, looking: Looking) -> Scan:
       path,
     ),
     _mm3(stored.grid),
+    stored.grid,
   )
 
 
@@ -160,8 +165,10 @@ def _dicom(path: pathlib.Path, text: str, looking: Looking) -> Scan:
     stack.view,
     lambda: _shown(unit.triplets, stack.view.shape[0], unit.where),
     _mm3(stack.grid) if stack.grid else None,
+    stack.grid,
     tuple(file.path for file in unit.files),
     stack.order,
+    lambda: unit.values(stack),
   )
 
 
