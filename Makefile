@@ -11,8 +11,10 @@ READY := $(VENV)/ready
 REFERENCE := $(VENV)/reference
 COMPILER := $(VENV)/compiler
 LAUNCH := $(VENV)/launch
+PAGE := rcmed_jax/serve/page
+NODE_PACKAGES := .cache/page
 
-.PHONY: demo test heavy lint lock reference clean
+.PHONY: demo test heavy lint lock page reference clean
 
 demo: $(READY)
 	$(RUN) rcmed_jax demo
@@ -31,6 +33,16 @@ lint: $(READY)
 	$(RUN) pyright --pythonpath $(VENV)/bin/python
 
 reference: $(REFERENCE)
+
+# The web page that `rcmed serve` shows; wants Node 18 or newer and npm.
+page: $(PAGE)/dist/index.html
+
+$(PAGE)/dist/index.html: $(wildcard $(PAGE)/*.*)
+	mkdir -p $(NODE_PACKAGES)
+	cp $(PAGE)/package.json $(PAGE)/package-lock.json $(NODE_PACKAGES)
+	cd $(NODE_PACKAGES) && npm ci --ignore-scripts --no-audit --no-fund
+	NODE_PATH=$(abspath $(NODE_PACKAGES)/node_modules) \
+	  node $(PAGE)/build.mjs $(abspath $(PAGE)/dist)
 
 # The newest versions that fit, for every platform and Python at once; of
 # PyTorch the CPU build, wherever UV_FIND_LINKS or UV_INDEX says it is.
@@ -54,7 +66,7 @@ lock: $(READY)
 	$(VENV)/bin/python docs/licences.py
 
 clean:
-	rm -rf $(VENV) .cache .coverage .pytest_cache .ruff_cache dist
+	rm -rf $(VENV) $(PAGE)/dist .cache .coverage .pytest_cache .ruff_cache dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): requirements.lock pyproject.toml
