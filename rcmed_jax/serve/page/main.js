@@ -69,7 +69,6 @@ async function open(given) {
     image = { kind: found.kind, name: found.name, file: found.files[0].file, session: null };
     await show(found, signal);
     state("open");
-    offer();
     by("question").focus({ preventScroll: true });
   } catch (error) {
     close();
@@ -79,6 +78,7 @@ async function open(given) {
   } finally {
     scene.wait(null);
     working = null;
+    offer();
   }
 }
 
@@ -175,7 +175,8 @@ async function take(answer) {
   const made = [];
   for (const [place, told] of answer.targets.entries()) {
     const name = told.class.replaceAll("_", " ") || "unnamed";
-    const target = { ...told, id: `${Date.now()}-${place}`, name, visible: true };
+    const id = `${Date.now()}-${place}`;
+    const target = { ...told, id, name, said: told.class, visible: true };
     await masked(target, answer.files);
     const before = targets.find((one) => one.name === name && one.colour);
     target.colour = before?.colour ?? colour(used());
@@ -225,7 +226,9 @@ async function draw() {
 
 function list() {
   by("findings").hidden = !targets.length;
-  fill(by("targets"), targets, {
+  const there = targets.filter((one) => one.present);
+  const absent = targets.filter((one) => !one.present);
+  fill(by("targets"), [...there, ...absent], {
     toggle: (target, visible) => {
       target.visible = visible;
       draw();

@@ -3,6 +3,15 @@
 import { dot, element } from "./targets.js";
 import { pieces } from "./words.js";
 
+/**
+ * The target that a phrase shows: the next of its name, or, where it has none,
+ * the one at its place.
+ */
+function meant({ text, target }, all, left) {
+  const at = left.findIndex(({ said }) => said.toLowerCase() === text.toLowerCase());
+  return at < 0 ? all[target] : left.splice(at, 1)[0];
+}
+
 /** One question and what becomes of it. */
 export class Turn {
   /** @param {HTMLOListElement} list */
@@ -74,9 +83,10 @@ export class Turn {
   }
 
   _write(text, targets, { streaming = false, goTo = null } = {}) {
+    const left = [...targets];
     const made = pieces(text, { streaming }).map((piece) => {
       if (piece.kind === "text") return piece.text;
-      const target = piece.target === null ? null : targets[piece.target];
+      const target = piece.target === null ? null : meant(piece, targets, left);
       if (target?.present) {
         return element("button", {
           type: "button", class: "goes", title: `Go to ${target.name}`,

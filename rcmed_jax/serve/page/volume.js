@@ -17,9 +17,9 @@ export const AXES = ["Sagittal", "Coronal", "Axial"];
 const OPTIONS = {
   backColor: [0, 0, 0, 1],
   crosshairColor: [0.3, 0.71, 0.78, 0.6],
-  crosshairGap: 14,
-  crosshairWidth: 1,
-  crosshairWidthUnit: "mm",
+  crosshairGap: 20,
+  crosshairWidth: 0.25,
+  crosshairWidthUnit: "percent",
   dragAndDropEnabled: false,
   isColorbar: false,
   isNearestInterpolation: false,

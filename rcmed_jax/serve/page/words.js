@@ -10,8 +10,8 @@ const UNFINISHED = /(<\/?p?|<\/?s?|<p>((?!<\/p>).)*|\s*\[(S(E(G)?)?)?)$/s;
 /**
  * A text in pieces: words as they are, and phrases.
  *
- * The `target` of a phrase that is shown is its place in the answer's targets,
- * which begin with those that have a mask, in this order; of others it is null.
+ * The `target` of a phrase that is shown is its place among those that are; of
+ * others it is null.
  *
  * @param {string} text
  * @returns {{kind: "text" | "shown" | "absent" | "phrase", text: string,
