@@ -136,6 +136,27 @@ def test_follow_ups_stay_with_the_image_and_absence_is_named(browser, at):
     assert page.locator("#turns strong.absent").inner_text() == "bright"
 
 
+def test_a_newer_image_takes_the_place_of_one_that_is_asked_about(browser, at):
+  with browsing.page(browser, at.url + "/") as page:
+    browsing.open_files(page, [("a.png", served.png(picture()))])
+    at.assistant.free.clear()
+    try:
+      page.fill("#question", "Where is the light?")
+      page.press("#question", "Enter")
+      page.wait_for_selector("#stop:not([hidden])")
+      small = served.png(np.full((40, 50, 3), 10, np.uint8))
+      browsing.open_files(page, [("b.png", small)])
+    finally:
+      at.assistant.free.set()
+    page.wait_for_function(
+      "document.querySelector('#picture').ariaLabel.includes('50 × 40')"
+    )
+    assert page.locator("#turns > li").count() == 0
+    browsing.ask(page, "Where is the light?")
+    assert page.locator(".state.failed").count() == 0
+    assert "not found" in page.locator("#targets").inner_text()
+
+
 def test_files_may_be_dropped(browser, at):
   drop = """data => {
     const transfer = new DataTransfer();

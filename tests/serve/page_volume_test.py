@@ -14,6 +14,8 @@ import highdicom
 import nibabel
 import numpy as np
 import pytest
+import requests
+from scipy import spatial
 import served
 import volume_files
 
@@ -63,8 +65,15 @@ def patient(code):
   return voxels, volume_files.turned(labels, affine, code)[0], turned
 
 
-def nifti(code):
+def nifti(code, oblique=False):
   voxels, labels, affine = patient(code)
+  if oblique:
+    turn = np.eye(4)
+    angles = {"degrees": True, "angles": (18, -12, 9)}
+    turn[:3, :3] = spatial.transform.Rotation.from_euler(
+      "xyz", **angles
+    ).as_matrix()
+    affine = turn @ affine
   made = nibabel.Nifti1Image(voxels, affine)
   made.header.set_xyzt_units("mm")
   return gzip.compress(made.to_bytes(), 1), labels, affine
@@ -140,8 +149,8 @@ def test_masks_are_seen_in_the_body_where_they_lie(browser, at, code):
 
 
 def test_slices_renderings_and_follow_ups(browser, at):
-  data, _, _ = nifti("LAS")
-  with browsing.page(browser, at.url + "/") as page:
+  data, _, _ = nifti("LAS", oblique=True)
+  with browsing.page(browser, at.url + "/", faults=("404",)) as page:
     browsing.open_files(page, [("scan.nii.gz", data)])
     assert page.locator("#sliders input").count() == 3
     page.get_by_role("radio", name="Axial").check(force=True)
@@ -156,6 +165,9 @@ def test_slices_renderings_and_follow_ups(browser, at):
     assert page.locator("#targets li").count() == 2
     page.get_by_role("button", name="Go to spleen").click()
     assert page.locator("#sliders output").inner_text() == "13 / 20"
+    page.get_by_role("radio", name="All").check(force=True)
+    told = page.locator("#sliders output").all_inner_texts()
+    assert told == ["13 / 20", "25 / 40", "32 / 48"]
     page.get_by_role("radio", name="3D").check(force=True)
     assert not page.locator("#sliders").is_visible()
     with_mask = browsing.shot(page, "#volume")
@@ -169,7 +181,13 @@ def test_slices_renderings_and_follow_ups(browser, at):
     name, data = browsing.saved(page, page.locator("#snapshot").click)
     assert name == "view.png" and len(data) > 5000
     sessions = at.app.folder / "shelf" / "sessions"
-    assert len(list(sessions.iterdir())) == 1
+    (held,) = sessions.iterdir()
+    # A session that was left alone ends; the page then sends the image again.
+    requests.delete(f"{at.url}/session/{held.name}", timeout=20)
+    browsing.ask(page, "And now?")
+    assert page.locator(".state.failed").count() == 0
+    (other,) = sessions.iterdir()
+    assert other.name != held.name
     page.get_by_role("button", name="New image").click()
     served.until(lambda: not list(sessions.iterdir()))
 

@@ -1,10 +1,9 @@
 // The page: an image is opened, asked about, and shown with what was found.
 
 import * as api from "./api.js";
-import { colour } from "./colours.js";
-import { dataUrl, dropped, fromBase64, save, sorted } from "./files.js";
+import { filesOf, saveMask, take } from "./answers.js";
+import { dataUrl, dropped, save, sorted } from "./files.js";
 import { listen as listenForKeys } from "./keys.js";
-import { decode } from "./masks.js";
 import { Scene } from "./scene.js";
 import { suggest } from "./suggestions.js";
 import { Turn } from "./talk.js";
@@ -15,7 +14,7 @@ const scene = new Scene();
 
 // What the server can do; null until it is known.
 let able = null;
-// What is open: {kind, name, file, session}; session is null of pictures.
+// What is open: {files, session}; session is null of pictures.
 let image = null;
 // What was found on it, newest last, and all messages about it.
 let targets = [];
@@ -59,26 +58,29 @@ async function open(given) {
   if (!given.length) return;
   alarm(null);
   close();
-  working = new AbortController();
-  const { signal } = working;
+  const mine = (working = new AbortController());
   try {
     const found = await sorted(given);
     check(found);
     state("opening");
     scene.wait(`Opening ${found.name}`);
-    image = { kind: found.kind, name: found.name, file: found.files[0].file, session: null };
-    await show(found, signal);
+    image = { files: found.files, session: null };
+    await show(found, mine.signal);
+    if (working !== mine) return;
     state("open");
     by("question").focus({ preventScroll: true });
   } catch (error) {
+    if (working !== mine) return; // another image is being opened
     close();
     state("empty");
     alarm(error);
     by("choose").focus();
   } finally {
-    scene.wait(null);
-    working = null;
-    offer();
+    if (working === mine || !working) {
+      scene.wait(null);
+      working = null;
+      busy(false);
+    }
   }
 }
 
@@ -113,6 +115,7 @@ function check({ kind, files }) {
 
 function close() {
   working?.abort();
+  working = null;
   if (image?.session) api.closeSession(image.session);
   image = null;
   targets = [];
@@ -126,28 +129,32 @@ async function ask(text, describe = false) {
   if (!image || working) return;
   alarm(null);
   const turn = new Turn(by("turns"), text);
-  working = new AbortController();
+  const mine = (working = new AbortController());
   by("question").value = "";
   busy(true);
   try {
     const answer = image.session
-      ? await askVolume(text, describe, turn, working.signal)
-      : await askPicture(text, describe, turn, working.signal);
-    const found = await take(answer);
-    turn.finish(answer, found, filesOf(answer), goTo);
+      ? await askVolume(text, describe, turn, mine.signal)
+      : await askPicture(text, describe, turn, mine.signal);
+    const { made, targets: all } = await take(answer, targets);
+    if (working !== mine) return;
+    targets = all;
+    await draw();
+    turn.finish(answer, made, filesOf(answer), goTo);
   } catch (error) {
+    if (working !== mine) return; // the image is gone
     const stopped = error.name === "AbortError";
     by("question").value ||= describe ? "" : text;
     turn.fail(stopped ? "Stopped." : error.message);
     if (!stopped && !(error instanceof api.Refused)) throw error;
   } finally {
-    working = null;
-    busy(false);
+    if (working === mine) working = null;
+    busy(Boolean(working));
   }
 }
 
 async function askPicture(text, describe, turn, signal) {
-  image.url ??= await dataUrl(image.file);
+  image.url ??= await dataUrl(image.files[0].file);
   const question = { role: "user", content: text };
   if (!messages.length) {
     question.content = [
@@ -161,62 +168,23 @@ async function askPicture(text, describe, turn, signal) {
   return answer;
 }
 
-function askVolume(text, describe, turn, signal) {
+async function askVolume(text, describe, turn, signal) {
   const fields = {
-    session: image.session, prompt: text, describe: String(describe),
+    prompt: text, describe: String(describe),
     axis: by("axis").value, largest: String(by("largest").checked),
   };
   if (by("modality").value) fields.modality = by("modality").value;
-  return api.askVolume(fields, (done, all) => turn.slices(done, all), signal);
-}
-
-/** Takes in an answer's targets: what is named again replaces what was. */
-async function take(answer) {
-  const made = [];
-  for (const [place, told] of answer.targets.entries()) {
-    const name = told.class.replaceAll("_", " ") || "unnamed";
-    const id = `${Date.now()}-${place}`;
-    const target = { ...told, id, name, said: told.class, visible: true };
-    await masked(target, answer.files);
-    const before = targets.find((one) => one.name === name && one.colour);
-    target.colour = before?.colour ?? colour(used());
-    targets = targets.filter((one) => one.name !== name || made.includes(one));
-    targets.push(target);
-    made.push(target);
+  const once = () => api.askVolume({ ...fields, session: image.session }, (done, all) => {
+    turn.slices(done, all);
+  }, signal);
+  try {
+    return await once();
+  } catch (error) {
+    if (error.status !== 404) throw error;
+    // The session was left alone for too long: the image is sent again.
+    image.session = await api.openSession(image.files, signal);
+    return once();
   }
-  await draw();
-  return made;
-}
-
-function used() {
-  return new Set(targets.filter((one) => one.present).map((one) => one.colour)).size;
-}
-
-/** Gives a target the mask that it is drawn and saved with. */
-async function masked(target, files) {
-  if (!target.present) return;
-  if (!files) {
-    target.png = fromBase64(target.mask.data);
-  } else {
-    const name = target.nifti ?? target.mask;
-    if (target.png) target.png = fromBase64(files[target.png]);
-    target.nifti = fromBase64(files[name]);
-  }
-  if (target.png) {
-    target.mask = await decode(target.png);
-    if (!target.box) target.box = around(target.mask);
-  }
-  target.saved = target.nifti ? "NIfTI" : "PNG";
-}
-
-function around({ width, height, inside }) {
-  let [x0, y0, x1, y1] = [width, height, 0, 0];
-  inside.forEach((set, at) => {
-    if (!set) return;
-    const [x, y] = [at % width, Math.floor(at / width)];
-    [x0, y0, x1, y1] = [Math.min(x0, x), Math.min(y0, y), Math.max(x1, x + 1), Math.max(y1, y + 1)];
-  });
-  return [x0, y0, x1, y1];
 }
 
 async function draw() {
@@ -234,30 +202,12 @@ function list() {
       draw();
     },
     goTo,
-    save: (target) => {
-      const name = target.name.replace(/[^\p{L}\p{N}-]+/gu, "_") || "mask";
-      if (target.nifti) save(new Blob([target.nifti]), `${name}.nii.gz`);
-      else save(new Blob([target.png], { type: "image/png" }), `${name}.png`);
-    },
+    save: saveMask,
   });
 }
 
 function goTo(target) {
   scene.goTo(target);
-}
-
-/** What an answer may be saved as, besides its masks. */
-function filesOf(answer) {
-  const said = { ...answer, files: undefined };
-  const json = new Blob([JSON.stringify(said, null, 2)], { type: "application/json" });
-  const found = [{ name: "answer.json", save: () => save(json, "answer.json") }];
-  const wanted = { "labels.nii.gz": "application/gzip", "segmentation.dcm": "application/dicom" };
-  for (const [name, type] of Object.entries(wanted)) {
-    const text = answer.files?.[name];
-    if (!text) continue;
-    found.push({ name, save: () => save(new Blob([fromBase64(text)], { type }), name) });
-  }
-  return found;
 }
 
 function busy(is) {

@@ -20,6 +20,8 @@ const OPTIONS = {
   crosshairGap: 20,
   crosshairWidth: 0.25,
   crosshairWidthUnit: "percent",
+  clipPlaneHotKey: "", // what is seen is chosen on the page
+  cycleClipPlaneHotKey: "",
   dragAndDropEnabled: false,
   isColorbar: false,
   isNearestInterpolation: false,
@@ -35,6 +37,7 @@ const OPTIONS = {
   fontMinPx: 12,
   tileMargin: 6,
   textHeight: 0.04,
+  viewModeHotKey: "",
 };
 
 export class VolumeView {
@@ -47,6 +50,7 @@ export class VolumeView {
     view.canvas = canvas;
     view.opacity = 0.45;
     view._masks = [];
+    view._setting = Promise.resolve();
     view._nv = new Niivue(OPTIONS);
     if (!canvas.getContext("webgl2")) {
       throw new Error("This browser shows no volumes: it has no WebGL 2.");
@@ -73,7 +77,13 @@ export class VolumeView {
 
   /** @param {{id: string, colour: number[], visible: boolean,
    *   nifti: Uint8Array}[]} targets with masks, the lowest first */
-  async setTargets(targets) {
+  setTargets(targets) {
+    // One after the other: a mask that is being loaded is not loaded twice.
+    this._setting = this._setting.catch(() => {}).then(() => this._set(targets));
+    return this._setting;
+  }
+
+  async _set(targets) {
     const nv = this._nv;
     for (const held of this._masks) {
       if (!targets.some(({ id }) => id === held.id)) nv.removeVolume(held.volume);
@@ -117,7 +127,8 @@ export class VolumeView {
     const voxel = first.map((value, axis) => (value + last[axis] - 1) / 2);
     const mm = hdr.affine.slice(0, 3).map((row) =>
       row[0] * voxel[0] + row[1] * voxel[1] + row[2] * voxel[2] + row[3]);
-    this._nv.scene.crosshairPos = this._nv.mm2frac(mm);
+    // By the affine itself, which an oblique volume's slices follow.
+    this._nv.scene.crosshairPos = this._nv.volumes[0].convertMM2Frac(mm, true);
     this._nv.drawScene();
   }
 
