@@ -11,6 +11,7 @@ READY := $(VENV)/ready
 REFERENCE := $(VENV)/reference
 COMPILER := $(VENV)/compiler
 LAUNCH := $(VENV)/launch
+BROWSING := $(VENV)/browsing
 PAGE := rcmed_jax/serve/page
 NODE_PACKAGES := .cache/page
 
@@ -19,12 +20,12 @@ NODE_PACKAGES := .cache/page
 demo: $(READY)
 	$(RUN) rcmed_jax demo
 
-test: $(READY) $(REFERENCE) $(COMPILER) $(LAUNCH)
+test: $(READY) $(REFERENCE) $(COMPILER) $(LAUNCH) $(BROWSING)
 	$(RUN) pytest -n $(JOBS) --cov=rcmed_jax --cov-fail-under=85
 	$(MAKE) lint
 
 # pytest leaves with 5 where it found no test.
-heavy: $(READY) $(REFERENCE) $(COMPILER) $(LAUNCH)
+heavy: $(READY) $(REFERENCE) $(COMPILER) $(LAUNCH) $(BROWSING)
 	$(RUN) pytest -m heavy || test $$? -eq 5
 
 lint: $(READY)
@@ -63,6 +64,10 @@ lock: $(READY)
 	  --constraint requirements.lock --python-version 3.11 --no-annotate \
 	  --generate-hashes --no-emit-index-url --no-header \
 	  --output-file requirements-launch.lock
+	$(RUN) uv pip compile --quiet --upgrade --group page \
+	  --constraint requirements.lock --python-version 3.11 --no-annotate \
+	  --generate-hashes --no-emit-index-url --no-header \
+	  --output-file requirements-page.lock
 	$(VENV)/bin/python docs/licences.py
 
 clean:
@@ -96,4 +101,11 @@ $(LAUNCH): requirements-launch.lock $(READY)
 	$(RUN) pip install --quiet --no-deps --require-hashes \
 	  -r requirements-launch.lock || echo "No fakes of a cloud here; what needs \
 	  them will be skipped."
+	touch $@
+
+# What drives a browser; the browser itself is the system's.
+$(BROWSING): requirements-page.lock $(READY)
+	$(RUN) pip install --quiet --no-deps --require-hashes \
+	  -r requirements-page.lock || echo "No Playwright here; the page is not \
+	  tried in a browser."
 	touch $@
