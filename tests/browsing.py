@@ -24,7 +24,10 @@ _FLAGS = (
   "--enable-unsafe-swiftshader",
 )
 _CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-AXE = pathlib.Path(".cache/page/node_modules/axe-core/axe.min.js")
+AXE = (
+  pathlib.Path(__file__).parents[1]
+  / ".cache/page/node_modules/axe-core/axe.min.js"
+)
 
 
 @contextlib.contextmanager

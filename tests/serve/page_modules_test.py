@@ -145,6 +145,6 @@ def test_suggestions_fit_the_last_word():
     classes,
     ["liver", "left lung", "Right lung"],
     ["left lung", "Right lung"],
-    [],
+    classes,
     classes,
   ]

@@ -11,16 +11,16 @@ export function questionOf(name) {
 }
 
 /**
- * Classes that fit what is being typed: those that its last word begins, or
- * all while it is empty.
+ * Classes that fit what is being typed: those that its last word begins; all
+ * where none does.
  *
  * @param {string[]} classes
  */
 export function fitting(classes, typed) {
   const word = typed.toLowerCase().replace(/[^\p{L}\p{N}]+$/u, "").split(/\s+/).pop();
-  if (!word) return classes;
   const begins = (name) => name.toLowerCase().split(/\s+/).some((part) => part.startsWith(word));
-  return classes.filter(begins);
+  const found = word ? classes.filter(begins) : [];
+  return found.length ? found : classes;
 }
 
 /**

@@ -84,7 +84,7 @@ function shown(target, does) {
         type: "button", class: "quiet", "data-key": `save-${id}`,
         "aria-label": `Save the mask of ${name} as ${target.saved}`,
         onclick: () => does.save(target),
-      }, target.saved)));
+      }, `↓ ${target.saved}`)));
 }
 
 function absent({ name }) {
