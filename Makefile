@@ -15,7 +15,7 @@ BROWSING := $(VENV)/browsing
 PAGE := rcmed_jax/serve/page
 NODE_PACKAGES := .cache/page
 
-.PHONY: demo test heavy lint lock page reference clean
+.PHONY: demo test heavy lint lock audit page reference clean
 
 demo: $(READY)
 	$(RUN) rcmed_jax demo
@@ -69,6 +69,23 @@ lock: $(READY)
 	  --generate-hashes --no-emit-index-url --no-header \
 	  --output-file requirements-page.lock
 	$(VENV)/bin/python docs/licences.py
+
+# Known weaknesses of all that is locked, in the words of an advisory service:
+# PyPI's, or OSV's with AUDIT_FLAGS="-s osv". It needs the network, so it is no
+# test; what the service does not know fails, and is not taken for clean.
+AUDIT := .cache/audit
+LOCKS := requirements.lock requirements-launch.lock \
+  requirements-reference.lock requirements-compiler.lock \
+  requirements-page.lock
+audit:
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet pip-audit
+	for lock in $(LOCKS); do \
+	  sed 's/+cpu / /' $$lock > $(AUDIT)/$$lock && \
+	  $(AUDIT)/bin/pip-audit --strict --disable-pip --require-hashes \
+	    --progress-spinner off $(AUDIT_FLAGS) \
+	    --requirement $(AUDIT)/$$lock || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) $(PAGE)/dist .cache .coverage .pytest_cache .ruff_cache dist

@@ -1,7 +1,11 @@
 """Fine-tune on your own images, given as an index with masks.
 
   rcmed train --config=configs/finetune.py:tiny --workdir=runs/mine \\
-    --config.data.index=path/to/image2label_mine.json
+    --config.data.index=path/to/image2label_mine.json \\
+    --config.data.validation=path/to/image2label_held_out.json
+
+The held-out set may be left out; with it, the step that does best on it is
+kept (`rcmed evaluate --best`), and training ends where nothing gets better.
 
 Hardware: `:tiny` 2 CPU cores and 3 GB, a toy model from scratch that learns
 some ten images by heart within 15 minutes (a check of the whole path on real
@@ -25,6 +29,7 @@ def _tiny():
   config = ConfigDict()
   config.data = dict(
     index="",  # yours
+    validation="",  # yours, if some is held out
     vocabulary=640,
     prompt_weights=(0.0, 0.7, 0.3),
     max_targets=4,
@@ -59,7 +64,13 @@ def _tiny():
     learning_rate=1e-3, warmup_steps=30, schedule="cosine", trainable="all"
   )
   config.train = dict(
-    steps=600, batch_size=10, log_every=20, checkpoint_every=300
+    steps=600,
+    batch_size=10,
+    log_every=20,
+    checkpoint_every=300,
+    eval_every=60,
+    keep_best=1,
+    patience=4,
   )
   config.mesh = dict(data=1)
   config.eval = dict(rows=10, control_limit=10)
@@ -70,6 +81,7 @@ def _full():
   config = ConfigDict()
   config.data = dict(
     index="",  # yours
+    validation="",  # yours, if some is held out
     tokenizer="",  # LLaMA's tokenizer.model
     lengths=(128, 256, 513),  # the release truncates at 513
     negative_share=0.2,
@@ -80,7 +92,14 @@ def _full():
     dtype="bfloat16",
   )
   config.optimizer = dict(trainable="release")
-  config.train = dict(steps=7730, batch_size=3200, accumulation=10)
+  config.train = dict(
+    steps=7730,
+    batch_size=3200,
+    accumulation=10,
+    eval_every=100,
+    keep_best=1,
+    patience=10,
+  )
   config.mesh = dict(data=1, fsdp=-1)
   config.eval = dict(rows=8)
   return config

@@ -32,6 +32,7 @@ def get_config(arg=None):
   config = ConfigDict()
   config.data = dict(
     index="",  # the public index
+    validation="",  # the public validation index
     tokenizer="",  # that of --init; `:tiny` trains its own
     vocabulary=640,
     # The release truncates at 513; the placeholder is one of them.
@@ -59,6 +60,8 @@ def get_config(arg=None):
     accumulation=2 if tiny else 6,  # 2 images a chip at a time
     log_every=2 if tiny else 10,
     checkpoint_every=3 if tiny else 200,
+    eval_every=3 if tiny else 400,
+    keep_best=1,  # by its losses; `rcmed evaluate` gives scores
   )
   # Weights in 16 parts: in more, the TPU compiler gives up scattering sums of
   # gradients and has every chip hold them whole (docs/scaling.md).

@@ -28,6 +28,9 @@ from typing import IO
 # rcmed_jax/parallel/hosts.py, which takes seconds to import.
 STOPPED = 75
 
+# Left because another was gone: no cause of its own. Source: as above.
+LOST = 76
+
 # How long the others may still speak, or save, after the first has left.
 GRACE_S = 30.0
 
@@ -215,7 +218,8 @@ def _wait(children: Sequence[subprocess.Popen[str]], grace_s: float) -> int:
     print(f"[{index}] killed: another process failed", file=sys.stderr)
   if running and failed and set(failed) == {STOPPED}:
     return 1  # some never saved
-  faults = [code for code in failed if code != STOPPED]
+  causes = [code for code in failed if code not in (STOPPED, LOST)]
+  faults = causes or [code for code in failed if code != STOPPED]
   return next(iter(faults or failed), 0)
 
 

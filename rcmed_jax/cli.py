@@ -35,11 +35,11 @@ BAD_INPUT = 2
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command and returns its exit code.
 
-  Bad input (ValueError, and OSError such as a missing file or a full disk) and
-  what this machine cannot do (ImportError of an extra that is not installed,
-  NotImplementedError) become one line on stderr and exit code 2;
-  RCMED_TRACEBACK=1 lets the exception through instead. Anything else is a fault
-  of ours and is not caught.
+  Bad input (ValueError, OSError such as a missing file or a full disk,
+  FloatingPointError of training) and what this machine cannot do (ImportError
+  of an extra that is not installed, NotImplementedError) become one line on
+  stderr and exit code 2; RCMED_TRACEBACK=1 lets the exception through instead.
+  Anything else is a fault of ours and is not caught.
 
   Args:
     argv: the command and its arguments; None means those of the process.
@@ -56,7 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return BAD_INPUT
   try:
     return importlib.import_module(f"rcmed_jax.apps.{command}").main(rest)
-  except (ValueError, OSError, ImportError, NotImplementedError) as error:
+  except (
+    ValueError,
+    OSError,
+    FloatingPointError,
+    ImportError,
+    NotImplementedError,
+  ) as error:
     if os.environ.get("RCMED_TRACEBACK") == "1":
       raise
     print(f"rcmed {command}: {error}", file=sys.stderr)

@@ -19,8 +19,9 @@ from rcmed_jax.eval.protocols import EvalConfig, Request
 from rcmed_jax.model import int8, rcmed
 from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.parallel import rules
+from rcmed_jax.serve import assistant as assistants
 from rcmed_jax.serve import new_classes
-from rcmed_jax.serve.assistant import Answer, Assistant, Question
+from rcmed_jax.serve.assistant import Answer, Question
 from rcmed_jax.train import checkpoints
 
 # Of confidences, in the folder of a run, once it was fitted.
@@ -38,7 +39,9 @@ def load_assistant(
   fitted: epath.PathLike | None = None,
   calibrated: bool = True,
   averaged: bool = False,
-) -> Assistant:
+  best: bool = False,
+  kept: int = 2,
+) -> "Assistant":
   """The assistant of a run's newest checkpoint, or of converted weights.
 
   Args:
@@ -52,14 +55,16 @@ def load_assistant(
       None: the run's own.
     calibrated: whether confidences get it.
     averaged: whether a run answers with its averaged weights.
+    best: whether with those of the step that did best on its held-out set.
+    kept: images that are remembered; see `Assistant`.
     mesh: of this process's devices, over which weights and batches lie; None:
       one of them.
 
   Raises:
     FileNotFoundError: as `runs.recorded`, or a class file is missing.
     ValueError: as `runs.recorded`, the run has no checkpoint yet, or no average
-      of its weights, a class was made with other weights, or the devices do
-      not make such a mesh.
+      of its weights, or none known to be best, a class was made with other
+      weights, or the devices do not make such a mesh.
   """
   workdir = epath.Path(workdir)
   told = runs.recorded(workdir)
@@ -68,15 +73,18 @@ def load_assistant(
   tokenizer = tokens.Tokenizer(workdir / runs.TOKENIZER)
   folder = runs.converted(workdir)
   if folder is not None:
-    if averaged:
-      raise ValueError(f"{folder} is converted, it has no averaged weights.")
+    if averaged or best:
+      raise ValueError(
+        f"{folder} is converted, it has neither averaged nor best weights."
+      )
     arrays = torch_io.nested(store.read(folder).tensors)
     model = torch_io.build(told.model, arrays)
   else:
     model = nnx.eval_shape(lambda: rcmed.RCMed(told.model, rngs=nnx.Rngs(0)))
     graphdef, _ = nnx.split(model)
     with checkpoints.Checkpoints(workdir) as saved:
-      model = nnx.merge(graphdef, saved.weights(averaged=averaged))
+      step = saved.best() if best else None
+      model = nnx.merge(graphdef, saved.weights(averaged=averaged, step=step))
   if mesh is not None:
     model = _placed(model, meshes.make_mesh(mesh, jax.local_devices()))
   if in_int8:
@@ -88,10 +96,17 @@ def load_assistant(
     told,
     rows=rows,
     classes=known,
+    kept=kept,
     calibrate=_calibration(fitted or workdir / TEMPERATURE)
     if calibrated
     else float,
   )
+
+
+class Assistant(assistants.Assistant):
+  """An assistant, and where it comes from: `Assistant.load(workdir)`."""
+
+  load = staticmethod(load_assistant)
 
 
 def _placed(model: rcmed.RCMed, mesh: jax.sharding.Mesh) -> rcmed.RCMed:
@@ -127,6 +142,7 @@ def make_assistant(
   rows: int = 1,
   classes: Sequence[new_classes.NewClass] = (),
   calibrate: Callable[[float], float] = float,
+  kept: int = 2,
 ) -> Assistant:
   """An assistant around a model, with the run's static shapes."""
   return Assistant(
@@ -140,6 +156,7 @@ def make_assistant(
     present_quality=told.eval.present_quality,
     classes=classes,
     calibrate=calibrate,
+    kept=kept,
   )
 
 
@@ -152,7 +169,10 @@ def _calibration(fitted: epath.PathLike) -> Callable[[float], float]:
 
 
 def answers(
-  assistant: Assistant, requests: Iterable[Request], *, under_way: int = 1
+  assistant: assistants.Assistant,
+  requests: Iterable[Request],
+  *,
+  under_way: int = 1,
 ) -> Iterator[tuple[int, Answer]]:
   """Evaluation's requests, answered by an assistant.
 
@@ -175,6 +195,7 @@ def identity(
   in_int8: bool = False,
   fitted: epath.PathLike | None = None,
   averaged: bool = False,
+  best: bool = False,
 ) -> str:
   """What `load_assistant` answers with, in words that another has not."""
   folder = runs.converted(workdir)
@@ -183,7 +204,8 @@ def identity(
     words = [f"converted {digest[:16]}"]
   else:
     with checkpoints.Checkpoints(workdir) as saved:
-      words = [f"{settings.load(workdir).train.seed} step {saved.latest()}"]
+      step = saved.best() if best else saved.latest()
+    words = [f"{settings.load(workdir).train.seed} step {step}"]
   more = [*classes] if fitted is None else [*classes, fitted]
   for path in map(epath.Path, more):
     if path.exists():

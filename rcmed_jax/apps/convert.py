@@ -72,6 +72,16 @@ def _parser() -> argparse.ArgumentParser:
     type=pathlib.Path,
     help="what import wrote, or the workdir of a run",
   )
+  writing.add_argument(
+    "--best",
+    action="store_true",
+    help="of a run the step that did best on its held-out set, not the last",
+  )
+  writing.add_argument(
+    "--averaged",
+    action="store_true",
+    help="the averaged weights of a run, which optimizer.average=0.999 keeps",
+  )
   verify.add_parser(commands)
   for command, default in ((reading, "separate"), (writing, "merge")):
     command.add_argument("out", metavar="OUT", type=pathlib.Path)
@@ -129,6 +139,10 @@ def _export(args: argparse.Namespace, progress: stream.Progress) -> None:
     progress=progress,
   )
   if store.is_converted(path):
+    if args.averaged or args.best:
+      raise ValueError(
+        f"{path} is converted, it has neither averaged nor best weights."
+      )
     held = store.read(path)
     files = {tensor.file for tensor in held.tensors.values()}
     write(
@@ -147,8 +161,10 @@ def _export(args: argparse.Namespace, progress: stream.Progress) -> None:
       "will load these weights and give other answers."
     )
   with checkpoints.Checkpoints(path) as saved:
-    weights, step = saved.weights(), saved.latest()
+    step = saved.best() if args.best else saved.latest()
+    weights = saved.weights(averaged=args.averaged, step=step)
   sources = stream.fingerprint([path / "checkpoints" / str(step)])
+  sources |= {"averaged": True} if args.averaged else {}
   write(_paths(steps.unpadded(weights, model)), model, sources=sources)
 
 

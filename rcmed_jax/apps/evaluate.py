@@ -56,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
       fitted=fitted,
       calibrated=not args.calibrate,
       averaged=args.averaged,
+      best=args.best,
     )
     summary = evaluate(
       assistant,
@@ -70,6 +71,7 @@ def main(argv: Sequence[str]) -> int:
         in_int8=args.int8,
         fitted=None if args.calibrate else fitted,
         averaged=args.averaged,
+        best=args.best,
       ),
     )
     if summary and args.calibrate:
@@ -141,6 +143,12 @@ def _parser() -> argparse.ArgumentParser:
     "--averaged",
     action="store_true",
     help="score the averaged weights, which optimizer.average=0.999 keeps",
+  )
+  parser.add_argument(
+    "--best",
+    action="store_true",
+    help="score the step that did best on the held-out set, which "
+    "train.keep_best=1 keeps, and not the last",
   )
   answering.add_flags(parser)
   processes.add_flags(parser)

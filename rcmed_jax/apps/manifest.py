@@ -20,7 +20,7 @@ import jax
 
 import rcmed_jax
 from rcmed_jax.apps import settings
-from rcmed_jax.data import shards
+from rcmed_jax.data import files, shards
 
 RUN = "run.json"
 
@@ -76,7 +76,7 @@ def add_start(
     "processes": jax.process_count(),
   }
   whole = json.dumps({"starts": [*starts, entry]}, indent=2) + "\n"
-  path.write_text(whole, encoding="utf-8")
+  files.write_whole(path, whole)
   return entry
 
 
@@ -142,8 +142,7 @@ def _data(told: settings.Settings) -> Mapping[str, str]:
   """SHA-256 of each index, or of the manifest of a built set, which holds
   those of its shards."""
   names = [name for name, _ in told.data.mixture] or [told.data.index]
-  if told.data.descriptions:
-    names.append(told.data.descriptions)
+  names += filter(None, (told.data.descriptions, told.data.validation))
   return {str(name): _digest(str(name)) for name in names}
 
 

@@ -236,12 +236,12 @@ def _cache(
 ) -> Cache:
   language = told.model.language
   spec = PartitionSpec(
-    None, rules.RULES[axes.BATCH], None, rules.RULES[axes.HEADS]
+    rules.RULES[axes.BATCH], None, None, rules.RULES[axes.HEADS]
   )
   one: Any = _shape(
     (
-      language.depth,
       rows,
+      language.depth,
       slots,
       language.heads,
       language.width // language.heads,

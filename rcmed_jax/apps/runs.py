@@ -23,6 +23,7 @@ import jax
 from rcmed_jax.apps import settings
 from rcmed_jax.convert import store
 from rcmed_jax.data import (
+  augment,
   checks,
   files,
   mixture,
@@ -35,6 +36,7 @@ from rcmed_jax.data import (
 from rcmed_jax.eval.protocols import EvalConfig
 from rcmed_jax.parallel import hosts
 from rcmed_jax.parallel import mesh as meshes
+from rcmed_jax.train import validation
 from rcmed_jax.train.loop import TrainConfig
 from rcmed_jax.train.optimizer import OptimizerConfig
 
@@ -58,14 +60,35 @@ class Run:
   items: Sequence[records.Sample]
   tokenizer: tokens.Tokenizer
   quarantine: checks.Quarantine
+  held_out_items: Sequence[records.Sample] = ()
 
   def batches(self) -> pipeline.Pipeline:
     """A fresh iterator of this process's training batches."""
+    return self._pipeline(self.items, self.settings.data)
+
+  def held_out(self) -> validation.Rows | None:
+    """The rows of data.validation, if any: each record once.
+
+    The last batch is filled up with the first of them. Questions are drawn as
+    in training; images stay as they are.
+    """
+    count = len(self.held_out_items)
+    if not count:
+      return None
+    config = dataclasses.replace(
+      self.settings.data, augment=augment.AugmentConfig(), temperature=1.0
+    )
+    batches = -(-count // self.settings.train.batch_size)
+    return validation.Rows(self._pipeline(self.held_out_items, config), batches)
+
+  def _pipeline(
+    self, items: Sequence[records.Sample], config: pipeline.DataConfig
+  ) -> pipeline.Pipeline:
     part, parts = meshes.batch_part(meshes.make_mesh(self.settings.mesh))
     return pipeline.Pipeline(
-      self.items,
+      items,
       self.tokenizer,
-      self.settings.data,
+      config,
       image_size=self.settings.model.image.image_size,
       batch_size=self.settings.train.batch_size,
       quarantine=self.quarantine,
@@ -103,6 +126,11 @@ def start(
   quarantine = checks.Quarantine(workdir / name)
   hosts.first_does(lambda: _take_parts(quarantine, workdir))  # of a killed run
   items = _training_items(told, quarantine)
+  held_out: Sequence[records.Sample] = ()
+  if told.data.validation:
+    held_out = read_items(
+      told, told.data.validation, quarantine, descriptions=""
+    )
   hosts.first_does(lambda: _record(told, items, workdir, allowed))
   path = workdir / TOKENIZER
   if not path.exists():
@@ -114,7 +142,7 @@ def start(
   tokenizer = tokens.Tokenizer(path)
   told = with_vocabulary(told, tokenizer)
   _require_same(told, workdir)
-  return Run(workdir, told, items, tokenizer, quarantine)
+  return Run(workdir, told, items, tokenizer, quarantine, held_out)
 
 
 def quarantine_name(process: int) -> str:
@@ -280,7 +308,7 @@ def _record(
     tokenizer = tokens.Tokenizer(path)
   elif told.data.tokenizer:
     tokenizer = tokens.Tokenizer(told.data.tokenizer)
-    path.write_bytes(epath.Path(told.data.tokenizer).read_bytes())
+    files.write_whole(path, epath.Path(told.data.tokenizer).read_bytes())
   else:
     tokenizer = tokens.train_tokenizer(
       pipeline.corpus(items), told.data.vocabulary, path

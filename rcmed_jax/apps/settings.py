@@ -99,7 +99,7 @@ def save(settings: Settings, workdir: str | os.PathLike[str]) -> epath.Path:
   """Records the settings in the run's directory and returns the file."""
   path = epath.Path(workdir) / RECORD
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(to_json(settings), encoding="utf-8")
+  files.write_whole(path, to_json(settings))
   return path
 
 

@@ -9,7 +9,7 @@ from etils import epath
 from rcmed_jax.apps import manifest, processes, runs, settings, starting
 from rcmed_jax.model import rcmed
 from rcmed_jax.parallel import hosts
-from rcmed_jax.train import loop, profiles, replay
+from rcmed_jax.train import checkpoints, loop, profiles, replay
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,8 +37,10 @@ def main(argv: Sequence[str]) -> int:
       )
     )
     train(run, weights, profile=args.profile)
+    with checkpoints.Checkpoints(run.workdir) as saved:
+      done = saved.latest()  # fewer than told, where patience ended it
     if hosts.is_first():
-      print(f"train: {told.train.steps} steps, saved in {args.workdir}")
+      print(f"train: {done} steps, saved in {args.workdir}")
   return 0
 
 
@@ -48,9 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     allow_abbrev=False,
     description="Trains a model. Where the workdir holds a run, goes on.",
     epilog="Settings: --config=FILE[:VARIANT] --config.section.key=value ... "
-    f"Exit codes: 0 trained; 2 bad input; {hosts.STOPPED} stopped by SIGTERM "
-    "and saved, or ended by train.watchdog_s: the same command goes on; 130 "
-    "stopped by Ctrl-C and saved.",
+    "Exit codes: 0 trained; 2 bad input, a full disk, or numbers that are not "
+    f"finite; {hosts.STOPPED} stopped by SIGTERM and saved, or ended by "
+    f"train.watchdog_s, and {hosts.LOST} another process of the run is gone: "
+    "the same command goes on; 130 stopped by Ctrl-C and saved.",
   )
   parser.add_argument(
     "--workdir",
@@ -167,6 +170,7 @@ def train(
       told.mesh,
       run.batches,
       run.workdir,
+      held_out=run.held_out(),
       weights=weights,
       profile=profile,
     )

@@ -4,7 +4,8 @@ A run's folder may be `gs://bucket/run`: checkpoints, settings, tokenizer,
 metrics and quarantine then lie there. Images and indices are read from disks.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+import contextlib
 import os
 import time
 
@@ -26,17 +27,42 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
   )
 
 
+def write_whole(path: str | os.PathLike[str], data: str | bytes) -> None:
+  """Makes this, text or bytes, all of a file; it is never seen half written.
+
+  Killed, or where the disk is full, what was there before stays.
+
+  Raises:
+    OSError: names the file.
+  """
+  path = epath.Path(path)
+  data = data.encode() if isinstance(data, str) else data
+  if is_remote(path):  # a bucket takes all or nothing
+    path.write_bytes(data)
+    return
+  part = path.with_name(path.name + ".part")
+  try:
+    with _named(path):
+      part.write_bytes(data)
+      os.replace(part, path)
+  except OSError:
+    part.unlink(missing_ok=True)
+    raise
+
+
 class LineFile:
   """A text file that grows by lines. Not for several threads at once.
 
-  On a disk every line is there as soon as it is added. In a bucket nothing can
-  grow: the whole file is written again, at most every ten seconds and when
+  On a disk every line is there as soon as it is added; one that a full disk or
+  a kill cut short is no line, and gives way to the next. In a bucket nothing
+  can grow: the whole file is written again, at most every ten seconds and when
   asked to by `flush`.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
     self.path = epath.Path(path)
     self._remote = is_remote(path)
+    self._whole = False  # whether no line is known to be cut short
     # What a bucket's file holds, and whether all of it is there.
     self._lines = self.lines() if self._remote else []
     self._written_at = -UPLOAD_EVERY_S
@@ -46,7 +72,8 @@ class LineFile:
     """The lines on disk or in the bucket, each with its end."""
     if not self.path.exists():
       return []
-    return self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole, end, _ = self.path.read_bytes().rpartition(b"\n")
+    return (whole + end).decode().splitlines(keepends=True)
 
   def replace(self, lines: Iterable[str]) -> None:
     """Makes these, each with its end, all of the file."""
@@ -57,11 +84,14 @@ class LineFile:
       self._lines = []
 
   def add(self, line: str) -> None:
-    """Adds a line, given without its end."""
+    """Adds a line, given without its end.
+
+    Raises:
+      OSError: names the file; the line may be there in part.
+    """
     if not self._remote:
-      self.path.parent.mkdir(parents=True, exist_ok=True)
-      with self.path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+      with _named(self.path):
+        self._append(line + "\n")
       return
     self._lines.append(line + "\n")
     self._behind = True
@@ -73,7 +103,29 @@ class LineFile:
     if self._behind:
       self._upload()
 
+  def _append(self, text: str) -> None:
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    if not self._whole and self.path.exists():
+      lines, end, cut = self.path.read_bytes().rpartition(b"\n")
+      if cut:
+        os.truncate(self.path, len(lines + end))
+    self._whole = False
+    with self.path.open("a", encoding="utf-8") as file:
+      file.write(text)
+    self._whole = True
+
   def _upload(self) -> None:
-    self.path.write_text("".join(self._lines), encoding="utf-8")
+    write_whole(self.path, "".join(self._lines))
     self._written_at = time.monotonic()
     self._behind = False
+
+
+@contextlib.contextmanager
+def _named(path: epath.Path) -> Iterator[None]:
+  """An error of writing within it says to which file, as none does itself."""
+  try:
+    yield
+  except OSError as error:
+    if error.filename is not None or error.errno is None:
+      raise
+    raise OSError(error.errno, error.strerror, os.fspath(path)) from error

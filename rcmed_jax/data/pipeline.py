@@ -33,6 +33,9 @@ class DataConfig:
   # Instead of an index, several with their shares of the rows:
   # (("data/ct:train", 2.0), ("data/skin.json", 1.0))
   mixture: tuple[tuple[str, float], ...] = ()
+  # As `index`: held out. After each train.eval_every steps its losses are
+  # measured, by which train.keep_best and train.patience go.
+  validation: str = ""
   # 1: records as they lie. Above, rare tasks come more often than they are: a
   # task of n records has a share in proportion to n^(1/temperature).
   temperature: float = 1.0

@@ -67,6 +67,8 @@ def causal_attention(
     return language_attention_tpu.splash(
       query_BSNH, key_BSNH, value_BSNH, prefix_B, interpret=interpret
     )
+  if chosen == CUDNN:
+    return _cudnn(query_BSNH, key_BSNH, value_BSNH)
   mask_B1SS = None
   if prefix_B is not None:
     slots_S = jnp.arange(query_BSNH.shape[1])
@@ -79,28 +81,30 @@ def causal_attention(
     value_BSNH,
     mask=mask_B1SS,
     is_causal=prefix_B is None,
-    implementation="cudnn" if chosen == CUDNN else "xla",
+    implementation="xla",
   )
 
 
 def cached_attention(
-  query_BNH: jax.Array,
+  query_BTNH: jax.Array,
   key_BSNH: jax.Array,
   value_BSNH: jax.Array,
   length_B: jax.Array,
   *,
   implementation: str | None = None,
 ) -> jax.Array:
-  """[B, N, H]: one new position of each row reads its filled cache slots.
+  """[B, T, N, H]: T new positions of each row read its filled cache slots.
 
-  One query a row reads the whole cache once, whatever computes it: XLA does
-  that at the speed of the memory, and is the choice on every platform.
+  New position t reads the first length_B + t slots: all before it and its own.
+  One query a row, T = 1, reads the whole cache once, whatever computes it: XLA
+  does that at the speed of the memory, and is the choice on every platform. Of
+  a question, T is some hundreds: its scores, [B, N, T, S], are in memory.
 
   Args:
-    query_BNH: [B, N, H], rotated.
-    key_BSNH: [B, S, N, H], the cache; slots from length_B on are ignored.
+    query_BTNH: [B, T, N, H], rotated.
+    key_BSNH: [B, S, N, H], the cache, the new positions' own keys in it.
     value_BSNH: [B, S, N, H].
-    length_B: int32[B], filled slots, the new position's own included.
+    length_B: int32[B], filled slots, the first new position's own included.
     implementation: None chooses; "reference" or "cudnn" insist.
 
   Raises:
@@ -109,16 +113,25 @@ def cached_attention(
   chosen = choice.choose(
     "cached_attention",
     implementation,
-    cached_refusals(query_BNH),
+    cached_refusals(query_BTNH),
   )
-  mixed_B1NH = jax.nn.dot_product_attention(
-    query_BNH[:, None],
+  if chosen == CUDNN:
+    return jax.nn.dot_product_attention(
+      query_BTNH,
+      key_BSNH,
+      value_BSNH,
+      key_value_seq_lengths=length_B.astype(jnp.int32),
+      implementation="cudnn",
+    )
+  filled_BT = length_B[:, None] + jnp.arange(query_BTNH.shape[1])[None]
+  slots_S = jnp.arange(key_BSNH.shape[1])
+  return jax.nn.dot_product_attention(
+    query_BTNH,
     key_BSNH,
     value_BSNH,
-    key_value_seq_lengths=length_B.astype(jnp.int32),
-    implementation="cudnn" if chosen == CUDNN else "xla",
+    mask=slots_S[None, None, None, :] < filled_BT[:, None, :, None],
+    implementation="xla",
   )
-  return mixed_B1NH[:, 0]
 
 
 def refusals(
@@ -145,13 +158,31 @@ def refusals(
   }
 
 
-def cached_refusals(query_BNH: Shaped) -> dict[str, str | None]:
+def cached_refusals(query_BTNH: Shaped) -> dict[str, str | None]:
   """The same of `cached_attention`."""
+  cudnn = _cudnn_refusal(query_BTNH)
+  if query_BTNH.shape[1] > 1 and cudnn is None:
+    cudnn = "it would hold what new positions may read as a bias"
   return {
     choice.REFERENCE: None,
-    CUDNN: _cudnn_refusal(query_BNH),
-    SPLASH: "its blocks of queries would be empty but for one position",
+    CUDNN: cudnn,
+    SPLASH: "its blocks of queries would be empty but for a few positions",
   }
+
+
+def _cudnn(*arrays_BSNH: jax.Array) -> jax.Array:
+  """Causal attention by cuDNN, whose gradients JAX refuses at odd lengths.
+
+  One more position, after all others, is read by itself only.
+  """
+  length = arrays_BSNH[0].shape[1]
+  even = [(0, 0), (0, length % 2), (0, 0), (0, 0)]
+  mixed_BSNH = jax.nn.dot_product_attention(
+    *(jnp.pad(array_BSNH, even) for array_BSNH in arrays_BSNH),
+    is_causal=True,
+    implementation="cudnn",
+  )
+  return mixed_BSNH[:, :length]
 
 
 def _splash_refusal(query: Shaped, interpret: bool) -> str | None:

@@ -23,6 +23,21 @@ from rcmed_jax.parallel import places, rules
 # EX_TEMPFAIL of sysexits.h, "the user is invited to retry".
 STOPPED = 75
 
+# Exit code where another process of the run is gone. No 75: that would let a
+# run whose process dies each time start again for ever. Source: EX_PROTOCOL of
+# sysexits.h, "remote error in protocol".
+LOST = 76
+
+# What a collective, or JAX's service, says of it. Source: the transports of
+# gloo and NCCL, and the coordination service of XLA.
+_GONE = (
+  "Connection closed by peer",
+  "Connection reset by peer",
+  "remote process exited",
+  "heartbeat timeout",
+  "Socket closed",
+)
+
 # How long the others are waited for at the start: hosts boot, images load.
 START_TIMEOUT_S = 600
 
@@ -39,6 +54,7 @@ def started(place: places.Place) -> Iterator[None]:
 
   Raises:
     RuntimeError: the others did not come in time.
+    SystemExit: with `LOST`, another process is gone.
   """
   if place.processes == 1:
     yield
@@ -61,9 +77,27 @@ def started(place: places.Place) -> Iterator[None]:
     raise
   except BaseException as error:
     atexit.register(_leave, _exit_code(error))
-    raise
+    if not are_gone(error):
+      raise
+    print(
+      f"process {place.process}: another process of this run is gone, and its "
+      "own log says why. The same command, given to all, goes on from the last "
+      f"checkpoint. ({_first_line(error)})",
+      file=sys.stderr,
+    )
+    raise SystemExit(LOST) from error
   barrier("done")
   jax.distributed.shutdown()
+
+
+def are_gone(error: BaseException | None) -> bool:
+  """Whether an error says that another process of the run is gone."""
+  return (
+    isinstance(error, Exception)
+    and not isinstance(error, OSError)  # of a bucket or a pipe
+    and jax.process_count() > 1
+    and any(words in str(error) for words in _GONE)
+  )
 
 
 def is_first() -> bool:
@@ -150,7 +184,14 @@ def _exit_code(error: BaseException) -> int:
   """The code with which `cli.main` or Python leaves after an error."""
   if isinstance(error, KeyboardInterrupt):
     return 128 + signal.SIGINT
-  return 2 if isinstance(error, ValueError | OSError) else 1
+  if are_gone(error):
+    return LOST
+  bad_input = ValueError, OSError, FloatingPointError
+  return 2 if isinstance(error, bad_input) else 1
+
+
+def _first_line(error: BaseException) -> str:
+  return (str(error).splitlines() or [""])[0][:_MESSAGE_BYTES]
 
 
 def _leave(code: int) -> None:

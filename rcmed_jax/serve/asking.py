@@ -109,8 +109,7 @@ def question_of(classes: Sequence[str], modality: str | None) -> str:
   ("liver", "spleen") and None become
   "Can you segment the liver, spleen in this image?"
   """
-  text = prompts.question(classes, modality or "", 0)
-  return text if modality else text.replace("  ", " ")
+  return prompts.question(classes, modality, 0)
 
 
 def prompt_of(

@@ -15,7 +15,8 @@ Arrays are stored as pure dicts by parameter path. `workdir` may lie in a bucket
 `workdir`, and all must call what is here together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import errno
 import json
@@ -31,8 +32,15 @@ import orbax.checkpoint as ocp
 
 from rcmed_jax.data import files
 from rcmed_jax.parallel import hosts
-from rcmed_jax.train import averages, fingerprints
+from rcmed_jax.train import averages, fingerprints, scores
 from rcmed_jax.train import step as steps
+
+# A full disk, a quota that is used up, a limit on a file's size.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+# How long Orbax lets a checkpoint take. It goes by the wall clock, and one that
+# jumps ahead must fail none; what hangs is the watchdog's to end.
+_LONGEST_S = 10 * 24 * 3600
 
 # Files beside the arrays: metadata, manifests. Generous for a toy.
 OVERHEAD_BYTES = 4 << 20
@@ -52,6 +60,7 @@ class Restored:
   """What a run goes on from."""
 
   state: steps.TrainState
+  meta: dict[str, Any]
   data_state: Any  # of the data iterator
   damaged: tuple[str, ...]  # sentences: newer checkpoints, set aside
 
@@ -60,11 +69,28 @@ class _OtherModelError(ValueError):
   """A whole checkpoint of another model: no older one would do."""
 
 
+class _Kept(ocp.checkpoint_managers.PreservationPolicy):
+  """The newest few, and the steps that are given."""
+
+  def __init__(self, newest: int):
+    self._newest = newest
+    self.steps: Collection[int] = ()
+
+  def should_preserve(
+    self, checkpoints: Sequence[Any], *, context: Any
+  ) -> list[bool]:
+    del context
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    kept = {*sorted(steps)[-self._newest :], *self.steps}
+    return [step in kept for step in steps]
+
+
 class Checkpoints:
   """The checkpoints in one working directory; use as a context manager."""
 
   def __init__(self, workdir: str | os.PathLike[str], *, keep: int = 2):
     """Opens, or makes, `workdir`; the newest `keep` checkpoints survive."""
+    self._kept = _Kept(keep)
     self._workdir = files.absolute(workdir)
     self._folder = self._workdir / "checkpoints"
     self._frozen = self._workdir / "frozen"
@@ -73,7 +99,9 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, cleanup_tmp_directories=True
+        preservation_policy=self._kept,
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(timeout_secs=_LONGEST_S),
       ),
       item_handlers={
         "trainable": ocp.StandardCheckpointHandler(),
@@ -87,8 +115,9 @@ class Checkpoints:
   def __enter__(self) -> "Checkpoints":
     return self
 
-  def __exit__(self, *_: object) -> None:
-    self.close()
+  def __exit__(self, _: object, error: Any, *rest: object) -> None:
+    if not hosts.are_gone(error):  # what is half written waits for them
+      self.close()
 
   def latest(self) -> int | None:
     """The step of the newest complete checkpoint."""
@@ -99,7 +128,12 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def save(
-    self, state: steps.TrainState, data_state: Any, meta: dict[str, Any]
+    self,
+    state: steps.TrainState,
+    data_state: Any,
+    meta: dict[str, Any],
+    *,
+    kept: Collection[int] = (),
   ) -> None:
     """Starts writing; returns when the arrays may be overwritten.
 
@@ -107,12 +141,14 @@ class Checkpoints:
       state: after `state.step` steps.
       data_state: JSON; where the data iterator stood after that step's batch.
       meta: JSON; kept beside it.
+      kept: steps whose checkpoints survive this one, new or not.
 
     Raises:
       OSError: where the disk has no room, for this checkpoint or, found
         late, for the one before it.
     """
     step = int(state.step)
+    self._kept.steps = kept
     if step in self._manager.all_steps():
       return
     frozen_missing = bool(state.frozen) and hosts.first_decides(
@@ -172,7 +208,7 @@ class Checkpoints:
     damage: dict[int, Exception] = {}
     for step in tried:
       try:
-        state, data_state = self._read(step, abstract)
+        state, data_state, meta = self._read(step, abstract)
       except _OtherModelError as error:
         raise self._unreadable(step, error) from error
       except _READ_ERRORS as error:
@@ -186,7 +222,7 @@ class Checkpoints:
       if damage and before is None:
         hosts.first_does(lambda: self._set_aside(list(damage)))
         self._manager.reload()
-      return Restored(state, data_state, sentences)
+      return Restored(state, meta, data_state, sentences)
     if not damage:
       raise ValueError(f"{self._folder} holds no checkpoint before {before}.")
     step, error = next(iter(damage.items()))
@@ -200,23 +236,39 @@ class Checkpoints:
     except _READ_ERRORS as error:
       raise self._unreadable(step, error) from error
 
+  def best(self) -> int:
+    """The step that did best on the held-out set, as the newest tells.
+
+    Raises:
+      ValueError: none was kept.
+    """
+    found = scores.best(self.meta())
+    if found is None or found not in self._manager.all_steps():
+      raise ValueError(
+        f"{self._folder}: no checkpoint is known to be the best; train with "
+        "data.validation, train.eval_every and train.keep_best."
+      )
+    return found
+
   def weights(
     self,
     sharding: jax.sharding.Sharding | None = None,
     *,
     averaged: bool = False,
+    step: int | None = None,
   ) -> dict[str, Any]:
     """Trained and frozen weights as one pure dict, for `nnx.merge`.
 
     Args:
       sharding: where every array goes; by default this process's first device.
       averaged: of the trained ones their average, where it was kept.
+      step: of the checkpoint, as `best` tells it; None: the newest.
 
     Raises:
       ValueError: there is no checkpoint, or the newest is damaged (who asks a
         model is not to be answered by an older one), or it has no average.
     """
-    step = self._newest()
+    step = self._newest() if step is None else step
     item = "average" if averaged else "trainable"
     if not (self._folder / str(step) / item).exists() and averaged:
       raise ValueError(
@@ -228,24 +280,7 @@ class Checkpoints:
     )
     try:
       _, check = self._meta(step)
-      parts = [
-        self._manager.restore(
-          step,
-          args=ocp.args.Composite(
-            **{
-              item: ocp.args.StandardRestore(
-                _abstract(self._stored(step, item), sharding)
-              )
-            }
-          ),
-        )[item]
-      ]
-      if self._frozen.exists():
-        with ocp.StandardCheckpointer() as checkpointer:
-          stored = checkpointer.metadata(self._frozen).item_metadata
-          parts.append(
-            checkpointer.restore(self._frozen, _abstract(stored, sharding))
-          )
+      parts = self._weights(step, item, sharding)
       for name, part in zip((item, "frozen"), parts, strict=False):
         if check:
           fingerprints.require(part, check[name])
@@ -256,6 +291,22 @@ class Checkpoints:
       merged |= nnx.traversals.flatten_mapping(part)
     return nnx.restore_int_paths(nnx.traversals.unflatten_mapping(merged))
 
+  def _weights(
+    self, step: int, item: str, sharding: jax.sharding.Sharding
+  ) -> list[Any]:
+    """An item's arrays, and the frozen ones, if there are any."""
+    wanted = _abstract(self._stored(step, item), sharding)
+    with _reading_arrays():
+      args = ocp.args.Composite(**{item: ocp.args.StandardRestore(wanted)})
+      parts = [self._manager.restore(step, args=args)[item]]
+      if self._frozen.exists():
+        with ocp.StandardCheckpointer() as checkpointer:
+          stored = checkpointer.metadata(self._frozen).item_metadata
+          parts.append(
+            checkpointer.restore(self._frozen, _abstract(stored, sharding))
+          )
+    return parts
+
   def close(self) -> None:
     """Waits for the writing, then lets go."""
     try:
@@ -263,22 +314,25 @@ class Checkpoints:
     finally:
       self._manager.close()
 
-  def _read(self, step: int, abstract: steps.TrainState) -> tuple[Any, Any]:
-    """(state, data iterator's state) of one checkpoint, found to be whole."""
+  def _read(
+    self, step: int, abstract: steps.TrainState
+  ) -> tuple[steps.TrainState, Any, dict[str, Any]]:
+    """(state, data iterator's state, meta) of a checkpoint that is whole."""
     meta, check = self._meta(step)
     self._require_same_model(step, abstract.trainable)
-    items = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        trainable=ocp.args.StandardRestore(abstract.trainable),
-        optimizer=ocp.args.StandardRestore(abstract.moments),
-        data=ocp.args.JsonRestore(),
-      ),
-    )
     frozen = {}
-    if abstract.frozen:
-      with ocp.StandardCheckpointer() as checkpointer:
-        frozen = checkpointer.restore(self._frozen, abstract.frozen)
+    with _reading_arrays():
+      items = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          trainable=ocp.args.StandardRestore(abstract.trainable),
+          optimizer=ocp.args.StandardRestore(abstract.moments),
+          data=ocp.args.JsonRestore(),
+        ),
+      )
+      if abstract.frozen:
+        with ocp.StandardCheckpointer() as checkpointer:
+          frozen = checkpointer.restore(self._frozen, abstract.frozen)
     data_state = items["data"]["state"]
     if check:
       fingerprints.require(items["trainable"], check["trainable"])
@@ -294,7 +348,7 @@ class Checkpoints:
       frozen=frozen,
       moments=items["optimizer"],
     )
-    return state, data_state
+    return state, data_state, meta
 
   def _meta(self, step: int) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """(meta, fingerprints); none of a checkpoint from before there were any."""
@@ -369,12 +423,12 @@ class Checkpoints:
 
   def _explained(self, error: Exception, needed: int | None) -> Exception:
     """A full disk in words; any other error as it is."""
-    full = getattr(error, "errno", None) == errno.ENOSPC
-    full = full or "No space left" in str(error)
-    if not full or files.is_remote(self._workdir):
+    words = [os.strerror(code) for code in _FULL]
+    said = next((one for one in words if one in str(error)), None)
+    if said is None or files.is_remote(self._workdir):
       return error
     free = shutil.disk_usage(self._workdir).free
-    return OSError(_no_space(self._folder, needed, free))
+    return OSError(f"{said}. {_no_space(self._folder, needed, free)}")
 
   def _unreadable(self, step: int, error: Exception) -> ValueError:
     path = self._folder / str(step)
@@ -385,6 +439,17 @@ class Checkpoints:
       + (f"step {max(others)}" if others else "the start")
       + "; if model or optimizer settings changed, use another workdir."
     )
+
+
+@contextlib.contextmanager
+def _reading_arrays() -> Iterator[None]:
+  """Gives what Orbax raises for a lost part of an array, Exception, a name."""
+  try:
+    yield
+  except Exception as error:
+    if type(error) is not Exception:
+      raise
+    raise ValueError(str(error.__cause__ or error)) from error
 
 
 def _abstract(metadata: Any, sharding: jax.sharding.Sharding) -> Any:

@@ -58,7 +58,11 @@ class Log:
       total=steps,
       unit="step",
       mininterval=0.1 if sys.stderr.isatty() else 10.0,
+      miniters=1,
     )
+    # A wall clock that jumps back would make the bar stand still.
+    self._bar._time = time.monotonic  # pyright: ignore
+    self._bar.start_t = self._bar.last_print_t = time.monotonic()
     self._meter = meter
     self.restart_clock()
 

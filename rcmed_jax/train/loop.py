@@ -26,6 +26,8 @@ from rcmed_jax.train import (
   losses,
   meter,
   profiles,
+  scores,
+  validation,
 )
 from rcmed_jax.train import checkpoints as checkpoint_files
 from rcmed_jax.train import optimizer as optimizers
@@ -42,8 +44,12 @@ class TrainConfig:
   accumulation: int = 1  # micro-batches a step
   log_every: int = 10
   checkpoint_every: int = 500
-  keep: int = 2  # checkpoints on disk
+  keep: int = 2  # checkpoints on disk, the newest
   eval_every: int = 0  # 0: only after the last step
+  # What follows goes by the losses of data.validation.
+  metric: str = "loss"  # that steps are judged by, or one of its terms: "dice"
+  keep_best: int = 0  # checkpoints on disk besides, those of the lowest metric
+  patience: int = 0  # evaluations without a lower one that end a run; 0: never
   seed: int = 0  # of the initial weights and of dropout
   not_finite: str = "stop"  # or "skip": go on without such a batch
   watchdog_s: float = 0.0  # end a run that makes no step for so long; 0: never
@@ -67,11 +73,9 @@ class TrainConfig:
         f"train.not_finite={self.not_finite!r}: expected one of "
         f"{', '.join(bad_batches.POLICIES)}."
       )
-    if self.watchdog_s < 0:
-      raise ValueError(f"train.watchdog_s={self.watchdog_s} is below 0.")
-
-
-Evaluator = Callable[[rcmed.RCMed], dict[str, float]]
+    for name in ("watchdog_s", "eval_every", "keep_best", "patience"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"train.{name}={getattr(self, name)} is below 0.")
 
 
 def train(
@@ -81,11 +85,12 @@ def train(
   mesh_config: meshes.MeshConfig,
   make_data: Callable[[], feed.Batches],
   workdir: str | os.PathLike[str],
-  evaluators: Mapping[str, Evaluator] = types.MappingProxyType({}),
+  evaluators: Mapping[str, validation.Evaluator] = types.MappingProxyType({}),
+  held_out: validation.Rows | None = None,
   weights: Mapping[str, Any] | None = None,
   profile: tuple[int, int] | None = None,
 ) -> rcmed.RCMed:
-  """The trained model. Goes on where `workdir` holds an earlier run.
+  """The model after the last step. Goes on where `workdir` holds a run.
 
   Args:
     model_config, config, optimizer_config, mesh_config: the settings.
@@ -95,6 +100,7 @@ def train(
       that all processes see, or gs://.
     evaluators: by name; each takes the model and returns numbers. The model's
       arrays are overwritten by the next step: do not keep them.
+    held_out: rows that it does not train on, to judge steps by.
     weights: arrays by dotted path that a new run starts from; None: from
       nothing.
     profile: first and last step of a profiler's trace.
@@ -112,10 +118,11 @@ def train(
   optimizer = optimizers.make_optimizer(optimizer_config, config.steps)
   rate = optimizers.learning_rate(optimizer_config, config.steps)
   layout = steps.make_layout(model_config, optimizer_config, optimizer, mesh)
+  loss_config = config.loss.for_model(model_config)
   train_step = steps.make_train_step(
     layout,
     optimizer,
-    config.loss.for_model(model_config),
+    loss_config,
     accumulation=config.accumulation,
     seed=config.seed,
     reduce_dtype=optimizer_config.reduce_dtype,
@@ -129,15 +136,29 @@ def train(
     checkpoints = stack.enter_context(
       checkpoint_files.Checkpoints(workdir, keep=config.keep)
     )
+    known = scores.Scores(config.keep_best, config.patience)
+    evaluation = validation.Evaluation(
+      layout,
+      evaluators,
+      held_out,
+      known,
+      metric=config.metric,
+      every=config.eval_every,
+      last=config.steps,
+      micro_batches=config.accumulation,
+      loss_config=loss_config,
+    )
     data = make_data()
     start, damaged = 0, ()
     if checkpoints.latest():
       restored = checkpoints.restore(layout.state)
       state, damaged = restored.state, restored.damaged
       start = int(state.step)
-      if start >= config.steps:
-        return nnx.merge(layout.graphdef, state.trainable, state.frozen)
       data.set_state(restored.data_state)
+      known.restore(restored.meta)
+      over = start >= config.steps or known.exhausted
+      if over and not evaluation.overdue(start):
+        return nnx.merge(layout.graphdef, state.trainable, state.frozen)
     else:
       state = steps.init_state(
         layout, model_config, optimizer_config, optimizer, config.seed
@@ -150,7 +171,7 @@ def train(
       if hosts.is_first()
       else logs.Silence()
     )
-    for sentence in (*layout.replicated, *damaged):
+    for sentence in (*layout.replicated, *damaged, *evaluation.idle()):
       log.say(sentence)
     if start:
       log.say(f"{workdir}: going on after step {start}.")
@@ -162,6 +183,10 @@ def train(
     guard = bad_batches.Guard(config.not_finite, workdir)
     vote = hosts.Vote(mesh)
 
+    if evaluation.overdue(start):  # it was told to stop, and to be quick
+      log.write(start, evaluation.run(state))
+      if known.exhausted or start >= config.steps:
+        return nnx.merge(layout.graphdef, state.trainable, state.frozen)
     pending: list[bad_batches.Done] = []  # since the last log
     upcoming = feed.fetch(data, mesh, start)
     for step in range(start + 1, config.steps + 1):
@@ -185,9 +210,7 @@ def train(
       last = step == config.steps or stopped
       writes = last or step % config.log_every == 0
       saves = last or step % config.checkpoint_every == 0
-      evaluates = step == config.steps or (
-        config.eval_every > 0 and step % config.eval_every == 0
-      )
+      evaluates = evaluation.due(step) and not stopped
       # Looking at a step waits for it: at the one before, while this one runs,
       # unless this one is about to be kept.
       due = writes or saves or evaluates
@@ -201,15 +224,14 @@ def train(
         means["learning_rate"] = float(rate(step - 1))
         log.write_training(step, means)
         pending = []
+      if evaluates:
+        with log.spending("evaluate"):
+          log.write(step, evaluation.run(state))
+        saves |= known.exhausted or step in known.kept
       if saves:
         with log.spending("checkpoint"):
-          checkpoints.save(state, batch.data_state, meta)
-      if evaluates and not stopped:
-        model = nnx.merge(layout.graphdef, state.trainable, state.frozen)
-        for name, evaluate in evaluators.items():
-          with log.spending("evaluate"):
-            scores = evaluate(model)
-          log.write(step, {f"{name}/{k}": v for k, v in scores.items()})
+          told = meta | known.meta()
+          checkpoints.save(state, batch.data_state, told, kept=known.kept)
       watchdog.fed()
       if stopped:
         checkpoints.wait()
@@ -218,6 +240,9 @@ def train(
           f"in {workdir}. The same command goes on from there."
         )
         raise SystemExit(_exit_code(stopped))
+      if known.exhausted:
+        log.say(f"{known.verdict()} Ended after step {step}.")
+        break
   return nnx.merge(layout.graphdef, state.trainable, state.frozen)
 
 

@@ -1,3 +1,4 @@
+import errno
 import pathlib
 
 import pytest
@@ -26,6 +27,34 @@ def test_lines_on_a_disk_are_there_at_once(tmp_path):
   again.replace(["one\n"])
   again.add("three")
   assert path.read_text() == "one\nthree\n"
+
+
+def test_a_line_that_was_cut_short_gives_way_to_the_next(tmp_path):
+  path = tmp_path / "a.jsonl"
+  path.write_text("one\n\u00e9tw")
+  file = files.LineFile(path)
+  assert file.lines() == ["one\n"]
+  file.add("two")
+  file.add("three")
+  assert path.read_text() == "one\ntwo\nthree\n"
+
+
+@pytest.mark.parametrize("data", ["new\n", b"\0new"])
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, data, monkeypatch):
+  path = tmp_path / "a.json"
+  files.write_whole(path, data)
+  wanted = data if isinstance(data, bytes) else data.encode()
+  assert path.read_bytes() == wanted
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(files.os, "replace", full)
+  with pytest.raises(OSError, match=r"No space left.*a\.json") as caught:
+    files.write_whole(path, "other")
+  assert caught.value.errno == errno.ENOSPC
+  assert path.read_bytes() == wanted
+  assert [found.name for found in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_lines_in_a_bucket_come_every_ten_seconds(bucket):

@@ -49,6 +49,15 @@ FAIL = """
     raise ValueError("bad record")
   hosts.barrier("never")
 """
+DIE = """
+  import os, signal
+  from jax.experimental import multihost_utils
+  import numpy as np
+  multihost_utils.process_allgather(np.zeros(1))
+  if process == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+  multihost_utils.process_allgather(np.zeros(1))
+"""
 
 
 def run_two(folder, body, **options):
@@ -83,6 +92,24 @@ def test_one_that_fails_waits_for_nobody(tmp_path, capsys):
   err = capsys.readouterr().err
   assert "[1] ValueError: bad record" in err
   assert "[1] left with" in err
+
+
+def test_one_whose_fellow_is_gone_says_so_and_leaves_by_its_own_code(
+  tmp_path, capsys
+):
+  since = time.monotonic()
+  assert run_two(tmp_path, DIE) == 137
+  assert time.monotonic() - since < 30  # at once
+  err = capsys.readouterr().err
+  assert f"[0] left with {hosts.LOST}" in err
+  assert "[0] process 0: another process of this run is gone" in err
+  assert "Traceback" not in err
+
+
+def test_other_errors_say_nothing_of_others():
+  error = RuntimeError("Connection closed by peer")
+  assert not hosts.are_gone(error)  # there is one process
+  assert not hosts.are_gone(None)
 
 
 def test_one_process_asks_nobody():

@@ -14,7 +14,7 @@ import toy
 from rcmed_jax.model import rcmed
 from rcmed_jax.parallel import hosts
 from rcmed_jax.parallel import mesh as meshes
-from rcmed_jax.train import bad_batches, loop, losses, profiles
+from rcmed_jax.train import bad_batches, loop, losses, profiles, validation
 from rcmed_jax.train import checkpoints as checkpoint_files
 from rcmed_jax.train import optimizer as optimizers
 
@@ -188,20 +188,86 @@ def test_a_damaged_checkpoint_loses_steps_and_nothing_else(whole, tmp_path):
   config = dataclasses.replace(TRAIN, keep=2)
   with pytest.raises(SystemExit):
     train(Interrupting(8), tmp_path, config=config)
-  newest = tmp_path / "checkpoints/6/trainable"
-  path = max(newest.rglob("d/*"), key=os.path.getsize)
-  data = bytearray(path.read_bytes())
-  # One bit would do, but for places of the file that hold nothing.
-  for place in range(len(data) // 4, len(data), len(data) // 4):
-    data[place : place + 64] = bytes(
-      byte ^ 1 for byte in data[place : place + 64]
-    )
-  path.write_bytes(data)
+  # One bit would do, but for files and places that nothing refers to.
+  for path in (tmp_path / "checkpoints/6/trainable").rglob("d/*"):
+    data = bytearray(path.read_bytes())
+    for place in range(0, len(data), 1 + len(data) // 4):
+      data[place : place + 64] = bytes(
+        byte ^ 1 for byte in data[place : place + 64]
+      )
+    path.write_bytes(data)
   again = toy.Data(8)
   found = weights_of(train(again, tmp_path, config=config))
   assert again.seen == list(range(4, 10))
   jax.tree.map(np.testing.assert_array_equal, found, wanted)
   assert (tmp_path / "damaged/6").is_dir()
+
+
+JUDGED = dataclasses.replace(TRAIN, eval_every=2, keep_best=1, patience=2)
+
+
+@pytest.fixture
+def held_out(monkeypatch):
+  """Rows whose losses are written down; the steps that were judged."""
+  seen = []
+
+  def losses_of(_, state):
+    seen.append(int(state.step))
+    return {"loss": [5.0, 3.0, 4.0, 3.0][seen[-1] // 2 - 1]}
+
+  monkeypatch.setattr(validation.HeldOut, "__call__", losses_of)
+  return validation.Rows(toy.Data(8), batches=1), seen
+
+
+def assert_ended_by_patience(workdir):
+  with checkpoint_files.Checkpoints(workdir) as checkpoints:
+    assert checkpoints.all_steps() == [4, 8]
+    assert checkpoints.best() == 4
+    assert checkpoints.meta()["held_out"] == {
+      "evaluated": 8,
+      "best": [[3.0, 4]],
+      "since": 2,
+    }
+    found = checkpoints.weights(), checkpoints.weights(step=4)
+  judged = [line for line in lines(workdir) if "validation/loss" in line]
+  assert [line["step"] for line in judged] == [2, 4, 6, 8]
+  return jax.device_get(found)
+
+
+def test_the_best_is_kept_and_patience_ends_a_run(held_out, tmp_path, capsys):
+  rows, seen = held_out
+  data = toy.Data(8)
+  train(data, tmp_path / "a", config=JUDGED, held_out=rows)
+  assert seen == [2, 4, 6, 8]
+  said = capsys.readouterr().err
+  assert "better than the best, 3 at step 4. Ended after step 8" in said
+  newest, best = assert_ended_by_patience(tmp_path / "a")
+  some = jax.tree.leaves(jax.tree.map(np.array_equal, newest, best))
+  assert not all(some)  # the best are others than the last
+
+  # Told to stop at step 6, which is judged when the run goes on.
+  with pytest.raises(SystemExit):
+    train(Interrupting(8), tmp_path / "b", config=JUDGED, held_out=rows)
+  train(toy.Data(8), tmp_path / "b", config=JUDGED, held_out=rows)
+  assert seen == [2, 4, 6, 8] * 2
+  again = assert_ended_by_patience(tmp_path / "b")
+  jax.tree.map(np.testing.assert_array_equal, again, (newest, best))
+
+  # Its end is its end, until there is more patience.
+  train(data, tmp_path / "b", config=JUDGED, held_out=rows)
+  assert len(seen) == 8
+  more = dataclasses.replace(JUDGED, patience=5, steps=8)
+  train(data, tmp_path / "b", config=more, held_out=rows)
+  assert len(seen) == 8
+
+
+def test_no_best_where_nothing_was_held_out(whole):
+  workdir, _, _ = whole
+  with (
+    checkpoint_files.Checkpoints(workdir) as checkpoints,
+    pytest.raises(ValueError, match="no checkpoint is known to be the best"),
+  ):
+    checkpoints.best()
 
 
 def test_metrics_are_one_json_line_a_log(whole):
@@ -275,6 +341,7 @@ def test_data_that_ends_is_an_error(tmp_path):
     ({"steps": 0}, "train.steps=0 must be at least 1"),
     ({"not_finite": "pray"}, "expected one of stop, skip"),
     ({"watchdog_s": -1.0}, "watchdog_s=-1.0 is below 0"),
+    ({"patience": -1}, "train.patience=-1 is below 0"),
   ],
 )
 def test_wrong_sizes_are_named(config, message, tmp_path):
