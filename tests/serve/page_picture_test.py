@@ -148,9 +148,7 @@ def test_a_newer_image_takes_the_place_of_one_that_is_asked_about(browser, at):
       browsing.open_files(page, [("b.png", small)])
     finally:
       at.assistant.free.set()
-    page.wait_for_function(
-      "document.querySelector('#picture').ariaLabel.includes('50 × 40')"
-    )
+    page.wait_for_selector('#picture[aria-label*="50 × 40"]')
     assert page.locator("#turns > li").count() == 0
     browsing.ask(page, "Where is the light?")
     assert page.locator(".state.failed").count() == 0
@@ -196,7 +194,7 @@ def test_a_keyboard_is_enough(browser, at):
     )
     page.wait_for_selector("body[data-state=open]")
     # The question is where one goes on.
-    page.wait_for_function("document.activeElement.id === 'question'")
+    page.wait_for_selector("#question:focus")
     before = browsing.shot(page, "#picture")
     page.keyboard.type("Where is the light?")
     page.keyboard.press("Shift+Enter")
@@ -255,7 +253,7 @@ def test_a_key_is_asked_for_and_kept_nowhere(browser):
     browsing.page(browser, at.url + "/", ready=False, faults=("401",)) as page,
   ):
     page.wait_for_selector("#key-dialog[open]")
-    page.wait_for_function("document.activeElement.id === 'key'")
+    page.wait_for_selector("#key:focus")
     page.keyboard.type("no-key-of-this-server")
     page.keyboard.press("Enter")
     page.wait_for_selector("#key-wrong:not([hidden])")

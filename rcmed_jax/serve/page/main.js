@@ -120,6 +120,7 @@ function close() {
   image = null;
   targets = [];
   messages = [];
+  scene.clear();
   by("turns").replaceChildren();
   by("question").value = "";
   list();

@@ -27,8 +27,9 @@ export class PictureView {
 
   /** @param {Blob} png */
   async show(png) {
+    const bitmap = await createImageBitmap(png);
     this._bitmap?.close();
-    this._bitmap = await createImageBitmap(png);
+    this._bitmap = bitmap;
     this._shapes.clear();
     this._shown = [];
     this.fit();

@@ -14,6 +14,12 @@ export class Scene {
     this._listen();
   }
 
+  /** Shows nothing: what was seen is of another image, maybe another patient. */
+  clear() {
+    by("picture").hidden = by("volume").hidden = true;
+    this._point("");
+  }
+
   /** @param {Blob} png */
   async showPicture(png) {
     this._use("picture");
@@ -26,7 +32,7 @@ export class Scene {
   async showVolume(nifti, name) {
     // The viewer of volumes is large: who brings none, never loads it.
     const { AXES, LAYOUTS, VolumeView } = await import("./volume.js");
-    this._use("volume");
+    this._use("volume"); // which NiiVue measures
     this._volume ??= await VolumeView.on(by("volume"), () => this._seen());
     this._names = AXES;
     await this._volume.show(nifti, name);

@@ -63,9 +63,10 @@ export class VolumeView {
   /** @param {ArrayBuffer} nifti */
   async show(nifti, name) {
     const nv = this._nv;
+    await this._setting.catch(() => {});
+    const image = await NVImage.loadFromUrl({ url: name, name, buffer: nifti });
     for (const volume of [...nv.volumes]) nv.removeVolume(volume);
     this._masks = [];
-    const image = await NVImage.loadFromUrl({ url: name, name, buffer: nifti });
     nv.addVolume(image);
     nv.scene.crosshairPos = [0.5, 0.5, 0.5];
     this.setLayout("all");
