@@ -12,8 +12,10 @@ padded. What cannot run is listed with its reason; rows fail alone.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import functools
+import itertools
 import json
 import os
 import pathlib
@@ -30,11 +32,13 @@ from rcmed_jax.kernels import (
   correlation_attention,
   correlation_attention_gpu,
   relpos_attention,
+  relpos_attention_blocks,
   relpos_attention_cudnn,
   relpos_attention_gpu,
 )
 
 CEILING = 790.0  # TFLOP/s of a large bfloat16 product on an H100 SXM
+ROUNDS = 11  # to take the median of
 CALLS = 5  # between two looks at the clock
 PRODUCT = 8192  # side of the square matrices that show the card's own ceiling
 
@@ -71,31 +75,58 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--tiny", action="store_true", help="sizes for a CPU")
-  parser.add_argument("--rounds", type=int, default=11)
+  parser.add_argument(
+    "--only", nargs="+", default=[""], help="problems that begin so"
+  )
+  parser.add_argument("--rounds", type=int, default=ROUNDS)
   parser.add_argument("--ceiling", type=float, default=CEILING)
   parser.add_argument("--json", type=pathlib.Path)
   args = parser.parse_args()
   # PyTorch needs room on the same card; read when JAX first looks at it.
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-  device = jax.devices()[0]
-  print(f"jax {jax.__version__}, {device.device_kind}, {args.rounds} rounds\n")
+  told = facts()
+  print(f"jax {told['jax']}, {told['device']}, {args.rounds} rounds\n")
   print("| problem | by | ms | TFLOP/s | share | error | temporaries, GB |")
   print("|---|---|---|---|---|---|---|")
   rows = []
-  for case in _cases(args.tiny):
-    for by, op in case.ops.items():
-      row = {"problem": case.name, "by": by, **_measure(case, op, args)}
-      rows.append(row)
-      print(_line(row), flush=True)
+  for row in measured(args.tiny, args.only, args.rounds, args.ceiling):
+    rows.append(row)
+    print(_line(row), flush=True)
   if args.json is not None:
     report = {
-      "jax": jax.__version__,
-      "device": device.device_kind,
+      **told,
       "ceiling_tflops": args.ceiling,
       "rounds": args.rounds,
       "rows": rows,
     }
     args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def facts() -> dict[str, Any]:
+  """What the numbers hold for."""
+  return {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
+
+
+def measured(
+  tiny: bool,
+  only: Sequence[str] = ("",),
+  rounds: int = ROUNDS,
+  ceiling: float = CEILING,
+) -> Iterator[dict[str, Any]]:
+  """A row for each problem and whoever solves it.
+
+  Args:
+    tiny: sizes for a CPU.
+    only: problems whose names begin so.
+    rounds: to take the median of.
+    ceiling: TFLOP/s that a share is of.
+  """
+  for name, make in _cases(tiny).items():
+    if name.startswith(tuple(only)):
+      case = make()
+      for by, op in case.ops.items():
+        found = _measure(case, op, rounds, ceiling)
+        yield {"problem": case.name, "by": by, **found}
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -108,7 +139,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _measure(
-  case: Case, op: Op | str, args: argparse.Namespace
+  case: Case, op: Op | str, rounds: int, ceiling: float
 ) -> dict[str, Any]:
   """The row's numbers, or why there are none."""
   if isinstance(op, str):
@@ -116,7 +147,7 @@ def _measure(
   try:
     error = _error(case, op)
     run, wait, temporary = _compiled(op, case.arrays, case.rest)
-    seconds = _seconds(run, wait, args.rounds)
+    seconds = _seconds(run, wait, rounds)
   except Exception as reason:  # one row must not cost the others
     text = str(reason).strip() or repr(reason)
     return {"failed": f"{type(reason).__name__}: {text.splitlines()[0][:160]}"}
@@ -124,7 +155,7 @@ def _measure(
   return {
     "ms": seconds * 1e3,
     "tflops": tflops,
-    "share": tflops / args.ceiling,
+    "share": tflops / ceiling,
     "error": error,
     "temporary_gb": temporary / 1e9,
   }
@@ -192,28 +223,43 @@ def _error(case: Case, op: Op) -> float:
   return float(np.max(errors))  # NaN stays NaN
 
 
-def _cases(tiny: bool) -> list[Case]:
+def _cases(tiny: bool) -> dict[str, Callable[[], Case]]:
+  """By name; arrays are made when a case is."""
   if tiny:
-    return [
-      _relpos("global", 2, 8, 16),
-      _relpos("windows", 3, 3, 16),
-      _correlation(2, 24, 8, 32, 2),
-    ]
-  cases = [
-    _product(PRODUCT),
-    _relpos("global, ViT-H, batch 8", 8 * 16, 64, 80),
-    _relpos("windows, ViT-H, batch 8", 8 * 25 * 16, 14, 80),
-  ]
-  for batch in (8, 64):
-    cases += [_correlation(batch, 4096, words, 256, 8) for words in (128, 512)]
-  return cases
+    makers = {
+      "global": functools.partial(_relpos, heads=2, side=8, width=16),
+      "windows": functools.partial(_relpos, heads=3, side=3, width=16),
+      "correlation": functools.partial(
+        _correlation, batch=2, pixels=24, words=8, channels=32, heads=2
+      ),
+    }
+  else:
+    makers = {
+      f"a b, {PRODUCT}^3": functools.partial(_product, side=PRODUCT),
+      "global, ViT-H, batch 8": functools.partial(
+        _relpos, heads=8 * 16, side=64, width=80
+      ),
+      "windows, ViT-H, batch 8": functools.partial(
+        _relpos, heads=8 * 25 * 16, side=14, width=80
+      ),
+    }
+    for batch, words in itertools.product((8, 64), (128, 512)):
+      makers[f"correlation, batch {batch}, {words} words"] = functools.partial(
+        _correlation,
+        batch=batch,
+        pixels=4096,
+        words=words,
+        channels=256,
+        heads=8,
+      )
+  return {name: functools.partial(make, name) for name, make in makers.items()}
 
 
-def _product(side: int) -> Case:
+def _product(name: str, side: int) -> Case:
   """A plain product: the ceiling of this card, as it is now."""
   arrays = _normal(jnp.bfloat16, (side, side), (side, side))
   return Case(
-    name=f"a b, {side}^3",
+    name=name,
     arrays=arrays,
     rest=[],
     flop=6 * side**3,
@@ -261,6 +307,9 @@ def _relpos(name: str, heads: int, side: int, width: int) -> Case:
     exact=reference,
     ops={
       "XLA": reference,
+      "XLA, by blocks": lambda *given: relpos_attention_blocks.attend(
+        *given, scale
+      ),
       "XLA, concatenated": concatenated("xla"),
       "cuDNN, concatenated": (
         relpos_attention_cudnn.refusal(q_MPH, grid) or concatenated("cudnn")
@@ -274,7 +323,7 @@ def _relpos(name: str, heads: int, side: int, width: int) -> Case:
 
 
 def _correlation(
-  batch: int, pixels: int, words: int, channels: int, heads: int
+  name: str, batch: int, pixels: int, words: int, channels: int, heads: int
 ) -> Case:
   width = channels // heads
   pixel, word = (batch, pixels, channels), (batch, words, channels)
@@ -308,7 +357,7 @@ def _correlation(
     )
 
   return Case(
-    name=f"correlation, batch {batch}, {words} words",
+    name=name,
     arrays=arrays,
     rest=[mask_BT],
     flop=18 * batch * pixels * words * channels,

@@ -16,6 +16,7 @@ letters. Digits stand for a literal size (`extent_B2` is [batch, 2]).
   K  steps of the correlation loop
   L  layers stacked for a scan    M  windows or heads folded into the batch
   E  visual tokens, E = (Y / 2) * (X / 2)
+  U  states of the grammar of answers
 
 Parameters and activations carry *logical* axis names. `parallel/rules.py` maps
 each of them to the mesh; a name that it does not know is an error there.

@@ -29,9 +29,10 @@ def test_version(capsys):
   assert rcmed_jax.__version__ in capsys.readouterr().out
 
 
-def test_help_imports_nothing_slow():
+def test_package_and_help_import_nothing_slow():
   code = (
-    "import sys; from rcmed_jax import cli; cli.main(['--help']);"
+    "import sys; import rcmed_jax; dir(rcmed_jax);"
+    "from rcmed_jax import cli; cli.main(['--help']);"
     "sys.exit(str({'jax', 'numpy', 'ml_collections'} & set(sys.modules)"
     " or '') or None)"
   )

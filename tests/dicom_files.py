@@ -1,10 +1,15 @@
 """DICOM files made from arrays, for tests."""
 
+import shutil
+import subprocess
+
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
 import pydicom.uid
+import pytest
+import volume_files
 
 CLASSES = {
   "EMR": pydicom.uid.EnhancedMRImageStorage,
@@ -107,6 +112,28 @@ def save_series(datasets, folder):
   """Files whose names say nothing of the order of slices, the last first."""
   for number, dataset in enumerate(reversed(datasets)):
     save(dataset, folder / f"{number:03d}.dcm")
+
+
+def save_patient(folder, code="SPL", **attributes):
+  """Writes the patient of marks; its labels and datasets, as stored."""
+  image, labels, affine = volume_files.patient()
+  voxels, turned = volume_files.turned(image, affine, code)
+  datasets = series(voxels, turned, "MR", intercept=0, **attributes)
+  save_series(datasets, folder)
+  return volume_files.turned(labels, affine, code)[0], datasets
+
+
+def faults(path):
+  """What David Clunie's checker of the standard holds to be wrong."""
+  checker = shutil.which("dciodvfy")
+  if checker is None:
+    pytest.skip("dciodvfy is not there; it is part of Debian's dicom3tools")
+  said = subprocess.run(
+    [checker, "-new", path], capture_output=True, text=True, check=False
+  )
+  lines = (said.stdout + said.stderr).splitlines()
+  assert lines, "it said nothing, not even what it read"
+  return [line for line in lines if "Error" in line or "not found" in line]
 
 
 def structures(datasets, regions):

@@ -77,7 +77,7 @@ def left_out(
 def _dice(
   assistant: Assistant, question: Question, one: NewClass, mask_IJ: np.ndarray
 ) -> float:
-  found_IJ = assistant.segment(question, one).targets[0].mask_IJ
+  found_IJ = assistant.show(question, one).targets[0].mask_IJ
   if found_IJ is None:
     found_IJ = np.zeros_like(mask_IJ)
   return metrics.count(found_IJ, mask_IJ).dice

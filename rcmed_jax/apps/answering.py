@@ -19,8 +19,9 @@ from rcmed_jax.eval.protocols import EvalConfig, Request
 from rcmed_jax.model import int8, rcmed
 from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.parallel import rules
+from rcmed_jax.serve import assistant as assistants
 from rcmed_jax.serve import new_classes
-from rcmed_jax.serve.assistant import Answer, Assistant, Question
+from rcmed_jax.serve.assistant import Answer, Question
 from rcmed_jax.train import checkpoints
 
 # Of confidences, in the folder of a run, once it was fitted.
@@ -39,7 +40,8 @@ def load_assistant(
   calibrated: bool = True,
   averaged: bool = False,
   best: bool = False,
-) -> Assistant:
+  kept: int = 2,
+) -> "Assistant":
   """The assistant of a run's newest checkpoint, or of converted weights.
 
   Args:
@@ -54,6 +56,7 @@ def load_assistant(
     calibrated: whether confidences get it.
     averaged: whether a run answers with its averaged weights.
     best: whether with those of the step that did best on its held-out set.
+    kept: images that are remembered; see `Assistant`.
     mesh: of this process's devices, over which weights and batches lie; None:
       one of them.
 
@@ -93,10 +96,17 @@ def load_assistant(
     told,
     rows=rows,
     classes=known,
+    kept=kept,
     calibrate=_calibration(fitted or workdir / TEMPERATURE)
     if calibrated
     else float,
   )
+
+
+class Assistant(assistants.Assistant):
+  """An assistant, and where it comes from: `Assistant.load(workdir)`."""
+
+  load = staticmethod(load_assistant)
 
 
 def _placed(model: rcmed.RCMed, mesh: jax.sharding.Mesh) -> rcmed.RCMed:
@@ -132,6 +142,7 @@ def make_assistant(
   rows: int = 1,
   classes: Sequence[new_classes.NewClass] = (),
   calibrate: Callable[[float], float] = float,
+  kept: int = 2,
 ) -> Assistant:
   """An assistant around a model, with the run's static shapes."""
   return Assistant(
@@ -145,6 +156,7 @@ def make_assistant(
     present_quality=told.eval.present_quality,
     classes=classes,
     calibrate=calibrate,
+    kept=kept,
   )
 
 
@@ -157,7 +169,10 @@ def _calibration(fitted: epath.PathLike) -> Callable[[float], float]:
 
 
 def answers(
-  assistant: Assistant, requests: Iterable[Request], *, under_way: int = 1
+  assistant: assistants.Assistant,
+  requests: Iterable[Request],
+  *,
+  under_way: int = 1,
 ) -> Iterator[tuple[int, Answer]]:
   """Evaluation's requests, answered by an assistant.
 

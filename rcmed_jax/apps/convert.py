@@ -77,6 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     action="store_true",
     help="of a run the step that did best on its held-out set, not the last",
   )
+  writing.add_argument(
+    "--averaged",
+    action="store_true",
+    help="the averaged weights of a run, which optimizer.average=0.999 keeps",
+  )
   verify.add_parser(commands)
   for command, default in ((reading, "separate"), (writing, "merge")):
     command.add_argument("out", metavar="OUT", type=pathlib.Path)
@@ -134,8 +139,10 @@ def _export(args: argparse.Namespace, progress: stream.Progress) -> None:
     progress=progress,
   )
   if store.is_converted(path):
-    if args.best:
-      raise ValueError(f"--best: {path} is converted, it has no steps.")
+    if args.averaged or args.best:
+      raise ValueError(
+        f"{path} is converted, it has neither averaged nor best weights."
+      )
     held = store.read(path)
     files = {tensor.file for tensor in held.tensors.values()}
     write(
@@ -155,8 +162,9 @@ def _export(args: argparse.Namespace, progress: stream.Progress) -> None:
     )
   with checkpoints.Checkpoints(path) as saved:
     step = saved.best() if args.best else saved.latest()
-    weights = saved.weights(step=step)
+    weights = saved.weights(averaged=args.averaged, step=step)
   sources = stream.fingerprint([path / "checkpoints" / str(step)])
+  sources |= {"averaged": True} if args.averaged else {}
   write(_paths(steps.unpadded(weights, model)), model, sources=sources)
 
 

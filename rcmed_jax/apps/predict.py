@@ -16,7 +16,7 @@ from rcmed_jax.apps import (
   runs,
 )
 from rcmed_jax.ingest.volumes import geometry, windows
-from rcmed_jax.serve import cleanup, scans
+from rcmed_jax.serve import cleanup, scans, volumes
 
 # Exit code where some jobs failed and the others are done.
 SOME_FAILED = 1
@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
     describe=args.describe,
     looking=scans.Looking(args.axis, args.window, args.modality),
     cleanup=cleanup.Cleanup(args.smooth, args.min_mm3, args.largest),
+    rtstruct=args.rtstruct,
   )
   if predict_jobs.is_one(args.image, args.pattern):
     return _one(args, asked)
@@ -61,7 +62,7 @@ def _one(args: argparse.Namespace, asked: predict_one.Asked) -> int:
   if args.skip_existing and predict_one.is_done(args.out, asked):
     print(f"predict: {args.out} holds the answer already")
     return 0
-  scan = scans.open_scan(args.image, asked.prompt, asked.looking)
+  scan = predict_one.open_scan(args.image, asked)
   assistant = _assistant(args)
   depth = scan.view.shape[0]
   with tqdm.tqdm(
@@ -85,6 +86,12 @@ def _one(args: argparse.Namespace, asked: predict_one.Asked) -> int:
         else "absent"
       )
     )
+  if isinstance(said, volumes.VolumeAnswer):
+    print(
+      f"predict: {said.slices} slices in {said.seconds:.1f} s, "
+      f"{said.seconds / said.slices:.2f} s each; the first was answered after "
+      f"{said.first_seconds:.1f} s"
+    )
   print(f"predict: written to {args.out}")
   return 0
 
@@ -95,6 +102,7 @@ def _assistant(args: argparse.Namespace) -> answering.Assistant:
     rows=args.batch,
     classes=args.classes,
     in_int8=args.int8,
+    averaged=args.averaged,
   )
 
 
@@ -134,6 +142,11 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--json", action="store_true", help="the list of tasks as JSON"
+  )
+  parser.add_argument(
+    "--averaged",
+    action="store_true",
+    help="ask the averaged weights, which optimizer.average=0.999 keeps",
   )
   _add_many_flags(parser)
   _add_volume_flags(parser)
@@ -197,4 +210,9 @@ def _add_volume_flags(parser: argparse.ArgumentParser) -> None:
   )
   group.add_argument(
     "--largest", action="store_true", help="keep the largest piece of a class"
+  )
+  group.add_argument(
+    "--rtstruct",
+    action="store_true",
+    help="of a DICOM series, write contours too, as an RT structure set",
   )

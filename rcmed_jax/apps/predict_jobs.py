@@ -189,7 +189,7 @@ class _Worker:
       with _told(entry):
         if job.fault:
           raise ValueError(job.fault)
-        scan = scans.open_scan(job.image, job.asked.prompt, job.asked.looking)
+        scan = predict_one.open_scan(job.image, job.asked)
         if scan.kind == "picture":
           self._waiting.append((job, entry, scan))
         else:

@@ -3,10 +3,12 @@
   answer.json            text, targets, modality; of volumes also timings
   overlay.png            of a picture
   mask-N-NAME.png        target N of a picture
-  mask-N-NAME.nii.gz     of a NIfTI volume, on its grid
+  mask-N-NAME.nii.gz     of a NIfTI or NRRD volume, on its grid
   labels.nii.gz          all of them, N + 1 in voxels of N, if none overlap
   segmentation.dcm       of a DICOM series, a segment a target
-  overlay-N-NAME.png     of a volume, the slice that shows most of target N
+  structures.dcm         of a DICOM series, where asked for: their contours
+  overlay-N-NAME.png     of a volume, the slice that shows most of target N,
+                         in its true proportions
 
 `answer.json` is written last: where it lies, the answer is whole. It says
 nothing of whom a DICOM image is of, nor where its file lay. That of a picture
@@ -26,7 +28,9 @@ import numpy as np
 
 from rcmed_jax.eval import overlays
 from rcmed_jax.serve import (
+  dicom_rtstruct_out,
   dicom_seg_out,
+  label_maps,
   nifti_out,
   scans,
   volumes,
@@ -36,11 +40,16 @@ from rcmed_jax.serve.cleanup import Cleanup
 
 ANSWER = "answer.json"
 SEGMENTATION = "segmentation.dcm"
+STRUCTURES = "structures.dcm"
 LABELS = "labels.nii.gz"
+
+# Pixels to which an overlay is enlarged at most, however flat its voxels are.
+_MOST_SIDE = 4096
 
 # Names of masks and overlays; nothing else is ever deleted.
 _OURS = re.compile(
-  r"(mask|overlay)-\d+-[\w-]+\.(png|nii\.gz)|segmentation\.dcm|labels\.nii\.gz"
+  r"(mask|overlay)-\d+-[\w-]+\.(png|nii\.gz)|(segmentation|structures)\.dcm"
+  r"|labels\.nii\.gz"
 )
 
 
@@ -52,6 +61,23 @@ class Asked:
   describe: bool = False
   looking: scans.Looking = dataclasses.field(default_factory=scans.Looking)
   cleanup: Cleanup = dataclasses.field(default_factory=Cleanup)
+  rtstruct: bool = False  # whether a series gets a structure set as well
+
+
+def open_scan(image: pathlib.Path, asked: Asked) -> scans.Scan:
+  """What is asked about.
+
+  Raises:
+    DataError: as `scans.open_scan`.
+    ValueError: contours are asked for, and there is nowhere to draw them.
+  """
+  scan = scans.open_scan(image, asked.prompt, asked.looking)
+  if asked.rtstruct and (scan.kind != "dicom" or scan.voxel_mm3 is None):
+    raise ValueError(
+      "--rtstruct draws contours on a DICOM series that says where its slices "
+      "lie, which this is not; leave it out."
+    )
+  return scan
 
 
 def is_done(out: pathlib.Path, asked: Asked) -> bool:
@@ -110,7 +136,7 @@ def write(
   _begin(out)
   more: dict[str, Any] = {}
   if isinstance(said, volumes.VolumeAnswer):
-    entries = _write_volume(out, scan, said)
+    entries = _write_volume(out, scan, said, asked)
     more = _of_volume(out, scan, said, asked)
   else:
     (image_IJC,) = scan.pictures()
@@ -148,7 +174,7 @@ def _begin(out: pathlib.Path) -> None:
   """A folder without an answer. Of an earlier one, what it lists goes too."""
   out.mkdir(parents=True, exist_ok=True)
   held = _held(out)
-  names = [held.get("labels")]
+  names = [held.get("labels"), held.get("structures")]
   targets = held.get("targets")
   for target in targets if isinstance(targets, list) else ():
     if isinstance(target, dict):
@@ -182,7 +208,10 @@ def _write_picture(
 
 
 def _write_volume(
-  out: pathlib.Path, scan: scans.Scan, said: volumes.VolumeAnswer
+  out: pathlib.Path,
+  scan: scans.Scan,
+  said: volumes.VolumeAnswer,
+  asked: Asked,
 ) -> list[dict[str, Any]]:
   pictures = scan.some(
     {target.shown for target in said.targets if target.shown is not None}
@@ -200,22 +229,44 @@ def _write_volume(
     }
     if target.mask is not None and target.shown is not None:
       end = f"{number}-{_safe(target.name)}"
-      if scan.kind == "nifti":
+      if scan.kind != "dicom":
         entry["mask"] = f"mask-{end}.nii.gz"
-        nifti_out.write(out / entry["mask"], target.mask, scan.path)
+        _write_nifti(out / entry["mask"], target.mask, scan)
       else:
         segments.append((target.name, target.mask))
         entry |= {"mask": SEGMENTATION, "segment": len(segments)}
       entry["overlay"] = f"overlay-{end}.png"
       mask_IJ = scan.view.picture(target.mask, target.shown)
       painted_IJC = overlays.painted(
-        pictures[target.shown], [np.ascontiguousarray(mask_IJ)]
+        _in_proportion(pictures[target.shown], scan.view.spacing_mm),
+        [_in_proportion(mask_IJ.astype(np.uint8), scan.view.spacing_mm) > 0],
       )
       _save(out / entry["overlay"], painted_IJC[..., ::-1])
     entries.append(entry)
   if segments:
     dicom_seg_out.write(out / SEGMENTATION, segments, scan.files, scan.order)
+  if segments and asked.rtstruct:
+    dicom_rtstruct_out.write(
+      out / STRUCTURES,
+      segments,
+      scan.files,
+      scan.order,
+      [overlays.color(place) for place in range(len(segments))],
+    )
   return entries
+
+
+def _in_proportion(
+  image: np.ndarray, spacing_mm: tuple[float, float, float] | None
+) -> np.ndarray:
+  """A slice enlarged so that its pixels are square, values as they were."""
+  if spacing_mm is None:
+    return np.ascontiguousarray(image)
+  steps = np.array(spacing_mm[1:])
+  sides = np.array(image.shape[:2])
+  wanted = np.minimum(sides * steps / steps.min(), _MOST_SIDE).round()
+  rows, columns = np.maximum(wanted, sides).astype(int).tolist()
+  return cv2.resize(image, (columns, rows), interpolation=cv2.INTER_NEAREST)
 
 
 def _of_volume(
@@ -226,17 +277,20 @@ def _of_volume(
 ) -> dict[str, Any]:
   """What `answer.json` says of volumes alone."""
   labels = None
-  if scan.kind == "nifti":
+  if scan.kind != "dicom":
     labels = volumes.label_map(said.targets)
   if labels is not None:
-    nifti_out.write(out / LABELS, labels, scan.path)
+    _write_nifti(out / LABELS, labels, scan)
   return {
     "labels": None if labels is None else LABELS,
+    # Its regions have the numbers of the segments.
+    "structures": STRUCTURES if (out / STRUCTURES).is_file() else None,
     "texts": [{"text": text, "slices": count} for text, count in said.said],
     "options": _options(asked),
     "timings": {
       "slices": said.slices,
       "seconds": round(said.seconds, 3),
+      "seconds_to_first": round(said.first_seconds, 3),
       "seconds_per_slice": round(said.seconds / said.slices, 4),
     },
   }
@@ -245,9 +299,21 @@ def _of_volume(
 def _options(asked: Asked) -> dict[str, Any]:
   return {
     "describe": asked.describe,
+    "rtstruct": asked.rtstruct,
     **dataclasses.asdict(asked.looking),
     **dataclasses.asdict(asked.cleanup),
   }
+
+
+def _write_nifti(
+  path: pathlib.Path, voxels: np.ndarray, scan: scans.Scan
+) -> None:
+  """Writes a mask or label map on the grid of the scan's file."""
+  if scan.kind == "nifti":
+    nifti_out.write(path, voxels, scan.path)
+  else:
+    kind = np.uint8 if voxels.dtype == bool else voxels.dtype
+    label_maps.write_volume(path, voxels.astype(kind), scan)
 
 
 def _safe(name: str) -> str:

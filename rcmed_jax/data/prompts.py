@@ -72,10 +72,15 @@ class ParsedAnswer:
   absent: tuple[str, ...]
 
 
-def question(classes: Sequence[str], modality: str, template: int) -> str:
-  """A question that names classes (lower case) and the modality."""
+def question(
+  classes: Sequence[str], modality: str | None, template: int
+) -> str:
+  """A question that names classes (lower case) and the modality, if known."""
   names = ", ".join(name.lower() for name in classes)
-  return CLASS_QUESTIONS[template].format(classes=names, modality=modality)
+  form = CLASS_QUESTIONS[template]
+  if not modality:
+    form = form.replace("{modality} ", "")
+  return form.format(classes=names, modality=modality)
 
 
 def description_question(template: int) -> str:
@@ -83,21 +88,48 @@ def description_question(template: int) -> str:
   return DESCRIPTION_QUESTIONS[template]
 
 
-def conversation(question: str, *, describe: bool = False) -> str:
+def conversation(
+  question: str,
+  *,
+  describe: bool = False,
+  earlier: Sequence[tuple[str, str]] = (),
+) -> str:
   """The whole prompt up to and including "ASSISTANT:".
 
   The class form has two spaces before ASSISTANT, the description form one.
+  Turns before it follow each other as in the release's template, which joins
+  them although its training has one alone:
+
+    ... USER: The <im_start>...picture.\\nWhere is the liver?  ASSISTANT:
+    This is ... [SEG].</s>USER: And the spleen?  ASSISTANT:
+
+  Args:
+    earlier: questions and their answers, in the class form.
 
   Raises:
-    ValueError: the question has no text.
+    ValueError: a question, or an answer before it, has no text.
   """
+  said = ""
+  for asked, answer in earlier:
+    answer = answer.removesuffix("</s>").strip()
+    if not answer:
+      raise ValueError(
+        f"the answer to {asked!r}, earlier in the conversation, has no text; "
+        "leave that turn out."
+      )
+    said += f"{_asked(asked)}  ASSISTANT: {answer}</s>USER: "
+  space = " " if describe else "  "
+  turns = f"{said}{_asked(question)}{space}ASSISTANT:"
+  return f"{_SYSTEM} USER: {_LEAD}{turns}"
+
+
+def _asked(question: str) -> str:
   if not question.strip():
     raise ValueError(
       "the prompt has no text; write what to look for, for example "
       '"Can you segment the liver in this image?".'
     )
-  space = " " if describe else "  "
-  return f"{_SYSTEM} USER: {_LEAD}{question.strip()}{space}ASSISTANT:"
+  return question.strip()
 
 
 def opening(modality: str) -> str:

@@ -11,7 +11,7 @@ Later tokenizers of the transformers library give other ids for the same text.
 Source: the release, which ran the slow LLaMA tokenizer of transformers 4.28.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import io
 import itertools
 import os
@@ -97,6 +97,21 @@ class Tokenizer:
   def id_of(self, token: str) -> int:
     """The id of an added token."""
     return self._added[token]
+
+  def pieces(self) -> Iterator[tuple[int, str]]:
+    """(id, letters) of all that spells text, a space where a word begins.
+
+    Of the bytes that stand for letters without a piece only those of ASCII:
+    the others are no letters alone.
+    """
+    for id in range(self.base_size):
+      piece = self._pieces.id_to_piece(id)
+      if self._pieces.is_byte(id):
+        byte = int(piece[1:-1], 16)  # "<0x0A>"
+        if byte < 128:
+          yield id, chr(byte)
+      elif not (self._pieces.is_control(id) or self._pieces.is_unknown(id)):
+        yield id, piece.replace("\u2581", " ")
 
   def encode(self, text: str) -> list[int]:
     """Ids of a text without an image, `<s>` in front."""

@@ -67,6 +67,8 @@ def causal_attention(
     return language_attention_tpu.splash(
       query_BSNH, key_BSNH, value_BSNH, prefix_B, interpret=interpret
     )
+  if chosen == CUDNN:
+    return _cudnn(query_BSNH, key_BSNH, value_BSNH)
   mask_B1SS = None
   if prefix_B is not None:
     slots_S = jnp.arange(query_BSNH.shape[1])
@@ -79,28 +81,30 @@ def causal_attention(
     value_BSNH,
     mask=mask_B1SS,
     is_causal=prefix_B is None,
-    implementation="cudnn" if chosen == CUDNN else "xla",
+    implementation="xla",
   )
 
 
 def cached_attention(
-  query_BNH: jax.Array,
-  key_BSNH: jax.Array,
-  value_BSNH: jax.Array,
+  query_BTNH: jax.Array,
+  key_BNSH: jax.Array,
+  value_BNSH: jax.Array,
   length_B: jax.Array,
   *,
   implementation: str | None = None,
 ) -> jax.Array:
-  """[B, N, H]: one new position of each row reads its filled cache slots.
+  """[B, T, N, H]: T new positions of each row read its filled cache slots.
 
-  One query a row reads the whole cache once, whatever computes it: XLA does
-  that at the speed of the memory, and is the choice on every platform.
+  New position t reads the first length_B + t slots: all before it and its own.
+  One query a row, T = 1, reads the whole cache once, whatever computes it: XLA
+  does that at the speed of the memory, and is the choice on every platform. Of
+  a question, T is some hundreds: its scores, [B, N, T, S], are in memory.
 
   Args:
-    query_BNH: [B, N, H], rotated.
-    key_BSNH: [B, S, N, H], the cache; slots from length_B on are ignored.
-    value_BSNH: [B, S, N, H].
-    length_B: int32[B], filled slots, the new position's own included.
+    query_BTNH: [B, T, N, H], rotated.
+    key_BNSH: [B, N, S, H], the cache, the new positions' own keys in it.
+    value_BNSH: [B, N, S, H].
+    length_B: int32[B], filled slots, the first new position's own included.
     implementation: None chooses; "reference" or "cudnn" insist.
 
   Raises:
@@ -109,16 +113,17 @@ def cached_attention(
   chosen = choice.choose(
     "cached_attention",
     implementation,
-    cached_refusals(query_BNH),
+    cached_refusals(query_BTNH),
   )
-  mixed_B1NH = jax.nn.dot_product_attention(
-    query_BNH[:, None],
-    key_BSNH,
-    value_BSNH,
-    key_value_seq_lengths=length_B.astype(jnp.int32),
-    implementation="cudnn" if chosen == CUDNN else "xla",
-  )
-  return mixed_B1NH[:, 0]
+  if chosen == CUDNN:
+    return jax.nn.dot_product_attention(
+      query_BTNH,
+      key_BNSH.swapaxes(1, 2),
+      value_BNSH.swapaxes(1, 2),
+      key_value_seq_lengths=length_B.astype(jnp.int32),
+      implementation="cudnn",
+    )
+  return _read_cache(query_BTNH, key_BNSH, value_BNSH, length_B)
 
 
 def refusals(
@@ -145,13 +150,67 @@ def refusals(
   }
 
 
-def cached_refusals(query_BNH: Shaped) -> dict[str, str | None]:
+def cached_refusals(query_BTNH: Shaped) -> dict[str, str | None]:
   """The same of `cached_attention`."""
+  cudnn = _cudnn_refusal(query_BTNH)
+  if query_BTNH.shape[1] > 1 and cudnn is None:
+    cudnn = "it would hold what new positions may read as a bias"
   return {
     choice.REFERENCE: None,
-    CUDNN: _cudnn_refusal(query_BNH),
-    SPLASH: "its blocks of queries would be empty but for one position",
+    CUDNN: cudnn,
+    SPLASH: "its blocks of queries would be empty but for a few positions",
   }
+
+
+def _read_cache(
+  query_BTNH: jax.Array,
+  key_BNSH: jax.Array,
+  value_BNSH: jax.Array,
+  length_B: jax.Array,
+) -> jax.Array:
+  """`cached_attention` in plain XLA.
+
+  Keys stand left of their product and values right of theirs: so the cache
+  lies as a matrix product on CPU wants it, and is not turned around for it.
+  """
+  heads = ((0, 1), (0, 1))
+  query_BNHT = jnp.einsum("BTNH->BNHT", query_BTNH)
+  scores_BNST = jax.lax.dot_general(
+    key_BNSH,
+    query_BNHT,
+    (((3,), (2,)), heads),
+    preferred_element_type=jnp.float32,
+  )
+  slots_S1 = jnp.arange(key_BNSH.shape[2])[:, None]
+  filled_BT = length_B[:, None] + jnp.arange(query_BTNH.shape[1])[None]
+  scores_BNST = jnp.where(
+    slots_S1[None, None] < filled_BT[:, None, None, :],
+    scores_BNST * query_BTNH.shape[-1] ** -0.5,
+    -jnp.inf,
+  )
+  weights_BNST = jax.nn.softmax(scores_BNST, axis=2).astype(value_BNSH.dtype)
+  mixed_BNTH = jax.lax.dot_general(
+    weights_BNST.swapaxes(2, 3),
+    value_BNSH,
+    (((3,), (2,)), heads),
+    preferred_element_type=jnp.float32,
+  )
+  return mixed_BNTH.swapaxes(1, 2).astype(query_BTNH.dtype)
+
+
+def _cudnn(*arrays_BSNH: jax.Array) -> jax.Array:
+  """Causal attention by cuDNN, whose gradients JAX refuses at odd lengths.
+
+  One more position, after all others, is read by itself only.
+  """
+  length = arrays_BSNH[0].shape[1]
+  even = [(0, 0), (0, length % 2), (0, 0), (0, 0)]
+  mixed_BSNH = jax.nn.dot_product_attention(
+    *(jnp.pad(array_BSNH, even) for array_BSNH in arrays_BSNH),
+    is_causal=True,
+    implementation="cudnn",
+  )
+  return mixed_BSNH[:, :length]
 
 
 def _splash_refusal(query: Shaped, interpret: bool) -> str | None:

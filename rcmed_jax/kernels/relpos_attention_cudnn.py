@@ -45,6 +45,9 @@ def refusal(
   size = width(q_MPH.shape[-1], *grid)
   if size > MAX_WIDTH:
     return f"it needs head + rows + columns of {MAX_WIDTH} or less, not {size}"
+  if q_MPH.shape[-2] % 2:
+    # JAX refuses the gradient only, while the program is traced.
+    return f"it needs an even number of patches, not {q_MPH.shape[-2]}"
   return None
 
 

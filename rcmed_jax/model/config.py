@@ -13,7 +13,7 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 CHANNEL_ORDERS = ("rgb", "bgr")
 ATTENTIONS = ("causal", "prefix")
 DTYPES = ("float32", "bfloat16")
-IMAGE_ATTENTIONS = ("auto", "reference", "blocks", "pallas")
+IMAGE_ATTENTIONS = ("auto", "reference", "blocks", "pallas", "cudnn")
 REMAT = ("none", "full", "attention", "dots")
 
 

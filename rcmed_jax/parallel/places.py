@@ -203,11 +203,16 @@ def _slurm_devices(
 
 
 def _from_gke(environ: Mapping[str, str]) -> Place | None:
+  worker = environ.get("TPU_WORKER_ID")
+  # libtpu leaves a warning there where it found no number, and programs that
+  # are started from one that has loaded it inherit that.
+  if worker and worker.startswith("WARNING"):
+    worker = None
   workers = _all_or_none(
     {
       # One name is no clue: libtpu wants it on a machine of its own, too.
       "TPU_WORKER_HOSTNAMES": environ.get("TPU_WORKER_HOSTNAMES"),
-      "TPU_WORKER_ID": environ.get("TPU_WORKER_ID"),
+      "TPU_WORKER_ID": worker,
     },
     "GKE sets both in pods that ask for google.com/tpu and have a headless "
     "service, as JobSet makes one.",

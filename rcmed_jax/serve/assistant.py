@@ -1,71 +1,48 @@
 """The assistant: an image and a plain request in; text, masks, boxes out.
 
+  assistant.ask("scan.png", "Where is the liver in this CT image?")
+  assistant.segment(image_IJC, ["liver", "spleen"], modality="pet")
+  talk = assistant.conversation(image_IJC)
+  talk.ask("Is there a tumor?")
+
 A request that names one of its new classes (`new_classes.py`) is answered in
 the words of the training's answers, since a model that never saw the class
 would not name it; what is then there, the mask alone says.
 """
 
-import collections
-from collections.abc import Callable, Iterable, Iterator, Sequence
-import dataclasses
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 import functools
 import hashlib
-from typing import Any
+import os
 
 from flax import nnx
-import jax
 import numpy as np
 
 from rcmed_jax.data import images, prompts, tokens
-from rcmed_jax.model import generate, image_encoder, rcmed
-from rcmed_jax.parallel import local
-from rcmed_jax.parallel import mesh as meshes
-from rcmed_jax.serve import batches, new_classes
+from rcmed_jax.model import rcmed
+from rcmed_jax.serve import new_classes, programs, reading, runner, scans
 from rcmed_jax.serve.new_classes import NewClass
+from rcmed_jax.serve.questions import (
+  LIKELIEST,
+  Answer,
+  Found,
+  Question,
+  Sampling,
+  Timings,
+)
 
+__all__ = [
+  "Answer",
+  "Assistant",
+  "Conversation",
+  "Found",
+  "Question",
+  "Sampling",
+  "Timings",
+]
 
-@dataclasses.dataclass(frozen=True)
-class Question:
-  """One request. `text` is what the user types, without any template."""
-
-  image_IJC: np.ndarray  # uint8, RGB, any size
-  text: str
-  describe: bool = False  # the description form: one space before ASSISTANT
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-  """One target that the answer speaks of."""
-
-  name: str
-  present: bool  # the answer shows it, and so does its mask
-  mask_IJ: np.ndarray | None  # bool, on the image's own grid
-  box: tuple[int, int, int, int] | None  # x0, y0, x1, y1; x1, y1 exclusive
-  confidence: float  # 0..1, that the target is there
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-  """What comes back from one call."""
-
-  text: str  # with <p> phrases and [SEG] markers
-  modality: str | None
-  targets: tuple[Found, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Row:
-  """A question as the model reads it."""
-
-  question: Question
-  one: NewClass | None  # the new class that is shown; None: the model answers
-  said: str  # the given answer
-  ids_T: np.ndarray
-  labels_T: np.ndarray | None
-  width: int  # to which its ids are padded
-
-
-_Batch = Sequence[tuple[int, _Row]]
+# uint8[I, J, 3], RGB; or a file of one picture.
+Image = np.ndarray | str | os.PathLike[str]
 
 
 class Assistant:
@@ -84,9 +61,16 @@ class Assistant:
       a target is there if its mask is not empty.
     classes: new classes, known to this assistant by name.
     calibrate: what a confidence is shown as, 0..1 each.
+    kept: images that are remembered, so that the next question about one is
+      answered sooner. Of the released 7B in bfloat16 each takes 0.56 GB of the
+      device, keys and values of some 1,060 positions in 32 layers; a batch has
+      them once more for each of its rows. Of models with prefix attention,
+      whose image reads the question, features alone are kept. What is
+      remembered changes no bit of an answer.
 
   Attributes:
     rows: requests that all devices answer together.
+    max_new: as given.
     calibrate: as given.
 
   Raises:
@@ -106,48 +90,27 @@ class Assistant:
     present_quality: float = 0.0,
     classes: Sequence[NewClass] = (),
     calibrate: Callable[[float], float] = float,
+    kept: int = 2,
   ):
     self._model = model
-    self._tokenizer = tokenizer
+    self.max_new = max_new
+    self._max_targets = max_targets
     self._image_size = image_size
-    self._lengths = lengths
-    self._present_quality = present_quality
     self.calibrate = calibrate
     self._classes = tuple(classes)
     for one in self._classes:
       self._require_own(one)
-    graphdef, weights = nnx.split(model)
-    mesh = local.mesh_of(weights)
-    self.rows = rows * (meshes.batch_shards(mesh) if mesh else 1)
-
-    def answer(weights, pixels_BIJC, extent_B2, tokens_BT, length_B):
-      return generate.generate(
-        nnx.merge(graphdef, weights),
-        pixels_BIJC,
-        extent_B2,
-        tokens_BT,
-        length_B,
-        seg_id=tokenizer.seg_id,
-        end_id=tokenizer.end_id,
-        max_new=max_new,
-        max_targets=max_targets,
-      )
-
-    def segment(weights, batch, adaptation):
-      model = nnx.merge(graphdef, weights)
-      said = model(batch, adaptation=adaptation)
-      return said.masks_KBGYX[-1, :, 0], said.quality_BG[:, 0]
-
-    def features(weights, pixels_BIJC, extent_B2):
-      model = nnx.merge(graphdef, weights)
-      order = model.config.channel_order
-      pixels_BIJC = image_encoder.normalize(pixels_BIJC, extent_B2, order)
-      return model.image_encoder(pixels_BIJC)[1]
-
-    self._answer, self._segment, self._features = (
-      functools.partial(jax.jit(local.rows_apart(one, weights)), weights)
-      for one in (answer, segment, features)
+    limits = programs.Limits(rows, max_new, max_targets)
+    self._programs = programs.Programs(
+      model, tokenizer, image_size=image_size, limits=limits, kept=kept
     )
+    self._runner = runner.Runner(
+      self._programs,
+      reading.Reader(tokenizer, image_size, present_quality, calibrate),
+      lengths=lengths,
+      limits=limits,
+    )
+    self.rows = self._programs.rows
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -176,8 +139,7 @@ class Assistant:
     """
     features, masks = [], []
     for image_IJC, mask_IJ in examples:
-      pixels_IJC, extent_2 = images.prepare(image_IJC, self._image_size)
-      features.append(self._features(pixels_IJC[None], extent_2[None])[0])
+      features.append(self._programs.features(image_IJC))
       masks.append(images.prepare_mask(mask_IJ, self._image_size))
     return new_classes.learn(
       name,
@@ -190,10 +152,29 @@ class Assistant:
     )
 
   def ask(
-    self, image_IJC: np.ndarray, text: str, *, describe: bool = False
+    self,
+    image: Image,
+    text: str,
+    *,
+    describe: bool = False,
+    earlier: Sequence[tuple[str, str]] = (),
+    sampling: Sampling = LIKELIEST,
   ) -> Answer:
-    """The answer to one request; see `stream`."""
-    (answer,) = self.ask_many([Question(image_IJC, text, describe)])
+    """The answer to one request; see `stream`.
+
+    Args:
+      image: an array, or a file that holds one picture: PNG, JPEG, TIFF, DICOM
+        or NIfTI. The text decides the window of a CT image.
+      text, describe, earlier, sampling: see `Question`.
+
+    Raises:
+      DataError: the file cannot be read.
+      ValueError: as `stream`, or it holds several slices.
+    """
+    image_IJC = picture(image, text)
+    (answer,) = self.ask_many(
+      [Question(image_IJC, text, describe, tuple(earlier), sampling)]
+    )
     return answer
 
   def ask_many(self, questions: Iterable[Question]) -> list[Answer]:
@@ -201,67 +182,105 @@ class Assistant:
     answers = dict(self.stream(questions))
     return [answers[number] for number in range(len(answers))]
 
+  def segment(
+    self,
+    image: Image,
+    classes: Sequence[str],
+    *,
+    modality: str | None = None,
+    sampling: Sampling = LIKELIEST,
+  ) -> Answer:
+    """An answer with one target for each class, those that are absent too.
+
+    As many classes as an answer has masks for are asked in one question; a new
+    class is asked alone. The text is that of all answers.
+
+    Args:
+      image: see `ask`.
+      classes: by name; another spelling in the answer than in the question
+        counts as absent.
+      modality: in words, "computed tomography"; training's questions name it.
+
+    Raises:
+      ValueError: no class, or as `ask`.
+    """
+    if not classes:
+      raise ValueError('segment: expected classes, such as ["liver"].')
+    new = {one.name: one for one in self._classes}
+    called = {
+      name: next((own for own, one in new.items() if one.named_in(name)), name)
+      for name in classes
+    }
+    asked = [*dict.fromkeys(called.values())]
+    known, most = [one for one in asked if one not in new], self._max_targets
+    groups = [known[at : at + most] for at in range(0, len(known), most)]
+    groups += [[one] for one in asked if one in new]
+    image_IJC = picture(image, ", ".join(classes))
+    answers = self.ask_many(
+      Question(
+        image_IJC, prompts.question(group, modality, 0), sampling=sampling
+      )
+      for group in groups
+    )
+    return reading.of_classes(answers, called)
+
+  def describe(self, image: Image, *, sampling: Sampling = LIKELIEST) -> Answer:
+    """All that is there, in words and masks, as `ask` with no class named."""
+    text = prompts.description_question(0)
+    return self.ask(image, text, describe=True, sampling=sampling)
+
+  def conversation(self, image: Image) -> "Conversation":
+    """Questions about one image, each of which knows those before it."""
+    return Conversation(self, picture(image, ""))
+
+  def kind(self, question: Question) -> Hashable:
+    """Questions of one kind share a batch. Any thread may ask.
+
+    Raises:
+      ValueError: it cannot be asked; see `stream`.
+    """
+    return runner.kind(self._runner.row(question, self._named(question)))
+
   def stream(
-    self, questions: Iterable[Question], *, ahead: int = 1
+    self,
+    questions: Iterable[Question],
+    *,
+    ahead: int = 1,
+    told: runner.Told | None = None,
   ) -> Iterator[tuple[int, Answer]]:
     """(number, answer) of every question, as they are ready.
 
     An answer depends, to the last bit, on the questions and their order alone,
-    not on `ahead` or, where every device holds all weights, on their number:
-    see `batches.py`.
+    not on `ahead`, on `told`, on what was asked before or, where every device
+    holds all weights, on their number: see `batches.py` and `programs.py`.
 
     Args:
       questions: read as devices become free.
       ahead: batches that wait for devices while answers are being read.
+      told: called with the number of a question and the text of its answer so
+        far, every few tokens; each text begins with the one before, and the
+        answer's with all of them. Not for new classes, whose words are given.
 
     Raises:
-      ValueError: a question is empty, longer than the longest length, or names
-        more than one new class.
+      ValueError: a question is empty, longer than the longest length, names
+        more than one new class, or asks for what cannot be.
     """
-    yield from self._stream(
-      (self._row(question, self._named(question)) for question in questions),
-      ahead,
+    rows = (
+      self._runner.row(question, self._named(question))
+      for question in questions
     )
+    yield from self._runner.answers(rows, ahead, told)
 
-  def segment(self, question: Question, one: NewClass) -> Answer:
+  def show(self, question: Question, one: NewClass) -> Answer:
     """The answer that shows this class, whatever the question names.
 
     Raises:
       ValueError: as `stream`, or the class was made with other weights.
     """
     self._require_own(one)
-    ((_, answer),) = self._stream([self._row(question, one)], 0)
+    row = self._runner.row(question, one)
+    ((_, answer),) = self._runner.answers([row], 0, None)
     return answer
-
-  def _row(self, question: Question, one: NewClass | None) -> _Row:
-    """The question as ids, with its answer where its class is a new one."""
-    prompt = prompts.conversation(question.text, describe=question.describe)
-    if one is None:
-      said, labels_T = "", None
-      ids_T = self._tokenizer.encode_prompt(prompt)
-    else:
-      said = prompts.answer(one.modality, (one.name,))
-      ids_T, labels_T = self._tokenizer.encode_answer(prompt, said)
-    width = tokens.fit(len(ids_T), self._lengths)
-    return _Row(question, one, said, ids_T, labels_T, width)
-
-  def _stream(
-    self, rows: Iterable[_Row], ahead: int
-  ) -> Iterator[tuple[int, Answer]]:
-    running: collections.deque[Iterator[tuple[int, Answer]]] = (
-      collections.deque()
-    )
-    kinds = batches.batches(
-      rows, lambda row: (row.width, row.one is not None), self.rows
-    )
-    for (_, known), batch in kinds:
-      run = self._show if known else self._say
-      running.append(run(batch))
-      next(running[-1])  # starts the devices, and does not wait for them
-      if len(running) > ahead:
-        yield from running.popleft()
-    for answers in running:
-      yield from answers
 
   def _named(self, question: Question) -> NewClass | None:
     """The new class that a question speaks of."""
@@ -283,115 +302,57 @@ class Assistant:
         "again with `rcmed adapt --checkpoint` and these."
       )
 
-  def _inputs(self, rows: Sequence[_Row]) -> tuple[np.ndarray, ...]:
-    """Pixels in the model's frame, extents, ids and lengths."""
-    prepared = [
-      images.prepare(row.question.image_IJC, self._image_size) for row in rows
-    ]
-    tokens_BT, length_B = tokens.pad(
-      [row.ids_T for row in rows], (rows[0].width,)
-    )
-    return (
-      np.stack([pixels for pixels, _ in prepared]),
-      np.stack([extent for _, extent in prepared]),
-      tokens_BT,
-      length_B,
-    )
 
-  def _filled(self, batch: _Batch) -> list[_Row]:
-    """A full batch: copies of its last row, whose answers are dropped."""
-    rows = [row for _, row in batch]
-    return [*rows, *[rows[-1]] * (self.rows - len(rows))]
+class Conversation:
+  """Turns about one image.
 
-  def _say(self, batch: _Batch) -> Iterator[Any]:
-    """Nothing, once the devices work; then the model's own answers."""
-    inputs = self._inputs(self._filled(batch))
-    running = self._answer(*inputs)
-    yield None
-    found, extent_B2 = jax.device_get(running), inputs[1]
-    for index, (number, row) in enumerate(batch):
-      yield number, self._read(found, index, row.question, extent_B2[index])
+  Args:
+    assistant: which is asked, and which remembers the image.
+    image_IJC: uint8[I, J, 3], RGB.
 
-  def _show(self, batch: _Batch) -> Iterator[Any]:
-    """Nothing, once the devices work; then new classes, in given words."""
-    rows = self._filled(batch)
-    pixels_BIJC, extent_B2, tokens_BT, length_B = self._inputs(rows)
-    labels_BT, _ = tokens.pad(
-      [row.labels_T for row in rows if row.labels_T is not None],
-      (rows[0].width,),
-      fill=tokens.IGNORE_LABEL,
-    )
-    seg_B = np.argmax(tokens_BT == self._tokenizer.seg_id, axis=1)
-    inputs = {
-      "pixels_BIJC": pixels_BIJC,
-      "extent_B2": extent_B2,
-      "tokens_BT": tokens_BT,
-      "length_B": length_B,
-      "labels_BT": labels_BT,
-      "seg_BG": seg_B[:, None].astype(np.int32),
-      "valid_BG": np.ones((len(rows), 1), bool),
-    }
-    classes = new_classes.batch([row.one for row in rows if row.one])
-    running = self._segment(inputs, classes)
-    yield None
-    logits_BYX, quality_B = jax.device_get(running)
-    for index, (number, row) in enumerate(batch):
-      assert row.one is not None
-      logits_IJ = self._restore(
-        logits_BYX[index], extent_B2[index], row.question
-      )
-      quality = float(quality_B[index])
-      found = self._found(row.one.name, logits_IJ, 1.0, quality)
-      text = row.said.removesuffix("</s>")
-      yield number, Answer(text, row.one.modality, (found,))
+  Attributes:
+    turns: questions and the texts of their answers, so far.
+  """
 
-  def _restore(
-    self, logits_YX: np.ndarray, extent_2: np.ndarray, question: Question
-  ) -> np.ndarray:
-    """Logits on the image's own grid."""
-    return images.restore_logits(
-      logits_YX, extent_2, self._image_size, question.image_IJC.shape[:2]
-    )
+  def __init__(self, assistant: Assistant, image_IJC: np.ndarray):
+    self._assistant = assistant
+    self._image_IJC = image_IJC
+    self.turns: list[tuple[str, str]] = []
 
-  def _read(
+  def ask(
     self,
-    found: generate.Generation,
-    index: int,
-    question: Question,
-    extent_2: np.ndarray,
+    text: str,
+    *,
+    describe: bool = False,
+    sampling: Sampling = LIKELIEST,
   ) -> Answer:
-    """Turns one row of arrays into an answer on the image's own grid."""
-    ids_T = found.tokens_BT[index, : found.length_B[index]]
-    text = self._tokenizer.decode(ids_T)
-    parsed = prompts.parse_answer(text)
-    targets = []
-    for g, name in enumerate(parsed.present):
-      if g >= found.seg_valid_BG.shape[1]:
-        break
-      logits_YX = np.asarray(found.masks_BGYX[index, g])
-      logits_IJ = self._restore(logits_YX, extent_2, question)
-      spoken = float(np.exp(found.seg_log_prob_BG[index, g]))
-      quality = float(found.quality_BG[index, g])
-      targets.append(self._found(name, logits_IJ, spoken, quality))
-    targets += [Found(name, False, None, None, 0.0) for name in parsed.absent]
-    return Answer(text, parsed.modality, tuple(targets))
+    """The next answer; see `Assistant.ask`."""
+    answer = self._assistant.ask(
+      self._image_IJC,
+      text,
+      describe=describe,
+      earlier=self.turns,
+      sampling=sampling,
+    )
+    self.turns.append((text, answer.text))
+    return answer
 
-  def _found(
-    self, name: str, logits_IJ: np.ndarray, spoken: float, quality: float
-  ) -> Found:
-    """Confidence = P([SEG]) times how good the mask is held to be.
 
-    That is the decoder's estimate of the IoU where it was trained, and else
-    the mean probability of the mask's pixels.
-    """
-    mask_IJ = logits_IJ > 0
-    estimated = self._present_quality > 0
-    if not mask_IJ.any() or (estimated and quality < self._present_quality):
-      return Found(name, False, None, None, 0.0)
-    if estimated:
-      held = min(quality, 1.0)
-    else:
-      held = (1 / (1 + np.exp(-logits_IJ[mask_IJ].astype(np.float64)))).mean()
-    box = images.box(mask_IJ)
-    confidence = self.calibrate(spoken * float(held))
-    return Found(name, True, mask_IJ, box, confidence)
+def picture(image: Image, text: str) -> np.ndarray:
+  """uint8[I, J, 3], RGB: the array itself, or the picture in a file.
+
+  Raises:
+    DataError: the file cannot be read.
+    ValueError: it holds several slices.
+  """
+  if isinstance(image, np.ndarray):
+    return image
+  scan = scans.open_scan(os.fspath(image), text)
+  depth = scan.view.shape[0]
+  if depth != 1:
+    raise ValueError(
+      f"{image} holds {depth} slices; `rcmed predict` and "
+      "`rcmed_jax.serve.volumes.answer` answer about volumes."
+    )
+  (image_IJC,) = scan.pictures()
+  return image_IJC

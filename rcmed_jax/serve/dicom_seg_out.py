@@ -20,9 +20,9 @@ LABEL = "SEGMENTATION"
 
 # A series of its own beside the images'. Numbers below are taken by scanners.
 _SERIES = 900
-# Elements that a segmentation copies; an image may lack them, where somebody
+# Elements that a file of masks copies; an image may lack them, where somebody
 # has removed who it is of. They may be empty (type 2, DICOM PS 3.3, C.7).
-_COPIED = (
+COPIED = (
   "PatientID",
   "PatientName",
   "PatientBirthDate",
@@ -102,7 +102,7 @@ def _make(
 def _source(path: pathlib.Path) -> Any:
   """The header of an image, with what a segmentation copies of it."""
   dataset = dicom_header.open_file(path, str(path), pixels=False)
-  for name in _COPIED:
+  for name in COPIED:
     if name not in dataset:
       setattr(dataset, name, "")
   return dataset

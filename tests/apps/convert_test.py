@@ -20,7 +20,7 @@ from rcmed_jax.data.pipeline import DataConfig
 from rcmed_jax.eval.protocols import EvalConfig
 from rcmed_jax.model.rcmed import RCMed
 from rcmed_jax.parallel.mesh import MeshConfig
-from rcmed_jax.train import checkpoints
+from rcmed_jax.train import averages, checkpoints
 from rcmed_jax.train import step as steps
 from rcmed_jax.train.loop import TrainConfig
 from rcmed_jax.train.optimizer import OptimizerConfig
@@ -141,8 +141,12 @@ def test_part_of_a_model_does_not_answer(tmp_path):
     answering.load_assistant(tmp_path / "ours")
 
 
-def _train(workdir, model_config):
-  """What a run leaves, without its training: arrays of noise."""
+def _train(workdir, model_config, average=0.0):
+  """What a run leaves, without its training: arrays of noise.
+
+  Args:
+    average: by how much averaged weights are more; 0: none are kept.
+  """
   told = settings.Settings(
     DataConfig(),
     model_config,
@@ -160,6 +164,9 @@ def _train(workdir, model_config):
   trainable = {**arrays, "language": {**language}}
   del trainable["language"]["layers"]
   moments = {"count": jnp.int32(0)}
+  if average:
+    more = jax.tree.map(lambda array: (array + average) / 2, trainable)
+    moments["average"] = averages.Average(more, jnp.float32(0.5))
   with checkpoints.Checkpoints(workdir) as saved:
     saved.save(
       steps.TrainState(jnp.int32(STEP), trainable, frozen, moments), {}, {}
@@ -210,6 +217,30 @@ def test_a_run_keeps_its_updates_apart_where_asked(tmp_path):
       np.asarray(held.tensors[f"language.layers.o.{name}"]),
       layers["o"][name],
     )
+
+
+def test_the_average_of_a_run_is_exported_where_asked(tmp_path, capsys, source):
+  language = _train(tmp_path / "run", toy.model_config(), average=0.25)
+  told = ("export", "--averaged")
+  assert _rcmed(*told, tmp_path / "run", tmp_path / "out") == 0
+  found = torch_io.read(tmp_path / "out")
+  np.testing.assert_allclose(
+    np.asarray(found["model.embed_tokens.weight"]),
+    language["embedding"] + 0.25,
+    rtol=1e-5,
+  )
+  # What did not train has no average, and is itself.
+  np.testing.assert_array_equal(
+    np.asarray(found["model.layers.1.mlp.up_proj.weight"]),
+    language["layers"]["up"]["kernel"][1].T,
+  )
+  _train(tmp_path / "other", toy.model_config())
+  assert _rcmed(*told, tmp_path / "other", tmp_path / "none") == 2
+  assert "holds no averaged weights" in capsys.readouterr().err
+  assert _rcmed("import", "--from=syre", source, tmp_path / "ours") == 0
+  assert _rcmed(*told, tmp_path / "ours", tmp_path / "none") == 2
+  assert "it has neither averaged nor best weights" in capsys.readouterr().err
+  assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(

@@ -67,14 +67,6 @@ def save_nifti(path, code="RAS"):
   return volume_files.turned(labels, affine, code)[0]
 
 
-def save_series(folder):
-  image, labels, affine = volume_files.patient()
-  voxels, turned = volume_files.turned(image, affine, "SPL")
-  datasets = dicom_files.series(voxels, turned, "MR", intercept=0)
-  dicom_files.save_series(datasets, folder)
-  return volume_files.turned(labels, affine, "SPL")[0], datasets
-
-
 def test_a_picture_gives_what_it_always_gave(fake, tmp_path, capsys):
   image = draw(tmp_path / "a.png")
   out = tmp_path / "out"
@@ -114,6 +106,25 @@ def test_a_picture_gives_what_it_always_gave(fake, tmp_path, capsys):
   assert "heart: absent" in said
 
 
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif", "dcm"])
+def test_pictures_of_all_kinds_are_answered(fake, tmp_path, kind):
+  image, out = tmp_path / f"a.{kind}", tmp_path / "out"
+  if kind == "dcm":
+    made = dicom_files.new("US")
+    dicom_files.put_pixels(made, fake_assistant.picture(), "RGB")
+    dicom_files.save(made, image)
+  else:
+    draw(image)
+  assert predict("--image", image, "--out", out) == 0
+  spleen = answer(out)["targets"][0]
+  assert spleen["class"] == "spleen" and spleen["present"]
+  if kind == "dcm":
+    mask_IJ = pydicom.dcmread(out / spleen["mask"]).pixel_array
+  else:
+    mask_IJ = cv2.imread(str(out / spleen["mask"]), 0)
+  assert (mask_IJ > 0).sum() == pytest.approx(80, abs=8)  # JPEG has edges
+
+
 def test_an_earlier_answer_goes_and_nothing_else(fake, tmp_path):
   out = tmp_path / "out"
   save_nifti(tmp_path / "scan.nii")
@@ -149,7 +160,7 @@ def test_a_nifti_volume_gives_masks_on_its_grid(fake, tmp_path, capsys):
     np.testing.assert_array_equal(mask.affine, nibabel.load(image).affine)
     np.testing.assert_array_equal(mask.get_fdata() > 0, labels == value)
     shown_IJC = cv2.imread(str(out / found[name]["overlay"]))
-    assert shown_IJC.shape == (24, 20, 3)
+    assert shown_IJC.shape == (24, 40, 3)  # pixels of 0.75 mm x 1.5 mm
     assert np.ptp(shown_IJC, axis=2).max() > 20  # something is coloured
   assert found["heart"] == {
     "class": "heart",
@@ -163,11 +174,72 @@ def test_a_nifti_volume_gives_masks_on_its_grid(fake, tmp_path, capsys):
   map_ = nibabel.load(out / held["labels"]).get_fdata()
   np.testing.assert_array_equal(map_ > 0, labels > 0)
   assert held["timings"]["slices"] == 18
-  assert held["timings"]["seconds_per_slice"] >= 0
-  assert sum(one["slices"] for one in held["texts"]) == 18
-  assert (
-    f"confidence 0.50, {128 * 4.5 / 1000:.1f} ml" in capsys.readouterr().out
+  timings = held["timings"]
+  assert timings["seconds"] >= timings["seconds_to_first"] > 0
+  assert timings["seconds_per_slice"] == pytest.approx(
+    timings["seconds"] / 18, abs=1e-3
   )
+  assert sum(one["slices"] for one in held["texts"]) == 18
+  said = capsys.readouterr().out
+  assert f"confidence 0.50, {128 * 4.5 / 1000:.1f} ml" in said
+  assert "predict: 18 slices in " in said
+
+
+def _every_orientation(tmp_path, turn):
+  """(image, answer's folder, labels) of 48 files, each asked about once.
+
+  Args:
+    turn: by which axis the first is looked at; the others take turns.
+  """
+  rows, labels = [], {}
+  for number, code in enumerate(volume_files.CODES):
+    labels[code] = save_nifti(tmp_path / f"{code}.nii.gz", code)
+    axis = ("axial", "coronal", "sagittal")[(number + turn) % 3]
+    rows.append({"image": f"{code}.nii.gz", "name": code, "axis": axis})
+  listed = tmp_path / "jobs.json"
+  listed.write_text(json.dumps(rows))
+  assert predict("--jobs", listed, *MR, "--out", tmp_path / "out") == 0
+  for code in volume_files.CODES:
+    out = tmp_path / "out" / code
+    yield tmp_path / f"{code}.nii.gz", out, labels[code]
+
+
+# `volumes_test` has turn 0: all axes of all orientations are tried.
+@pytest.mark.parametrize("turn", [1, 2])
+def test_masks_lie_on_the_grid_of_any_file(fake, tmp_path, turn):
+  for path, out, labels in _every_orientation(tmp_path, turn):
+    image = nibabel.load(path)
+    held = answer(out)
+    names = [target["class"] for target in held["targets"]]
+    for value, name in ((1, "kidney"), (2, "spleen")):
+      place = names.index(name)
+      mask = nibabel.load(out / held["targets"][place]["mask"])
+      assert mask.shape == image.shape
+      assert mask.header.get_zooms() == image.header.get_zooms()
+      np.testing.assert_array_equal(mask.affine, image.affine)
+      np.testing.assert_array_equal(np.asarray(mask.dataobj), labels == value)
+      all_ = nibabel.load(out / held["labels"])
+      np.testing.assert_array_equal(all_.affine, image.affine)
+      np.testing.assert_array_equal(
+        np.asarray(all_.dataobj) == place + 1, labels == value
+      )
+
+
+def test_simpleitk_finds_masks_on_the_same_grid(fake, tmp_path):
+  itk = pytest.importorskip("SimpleITK", reason="SimpleITK is not there")
+  for path, out, labels in _every_orientation(tmp_path, 0):
+    image = itk.ReadImage(str(path))
+    for target in answer(out)["targets"]:
+      if target["mask"]:
+        mask = itk.ReadImage(str(out / target["mask"]))
+        assert mask.GetSize() == image.GetSize()
+        assert mask.GetSpacing() == image.GetSpacing()
+        assert mask.GetOrigin() == image.GetOrigin()
+        assert mask.GetDirection() == image.GetDirection()
+        value = {"kidney": 1, "spleen": 2}[target["class"]]
+        np.testing.assert_array_equal(
+          itk.GetArrayFromImage(mask).T > 0, labels == value
+        )
 
 
 def test_clean_up_and_axis_are_asked_for(fake, tmp_path):
@@ -192,7 +264,7 @@ def test_clean_up_and_axis_are_asked_for(fake, tmp_path):
 
 
 def test_a_series_gives_a_segmentation_and_tells_of_nobody(fake, tmp_path):
-  _, datasets = save_series(tmp_path / "Doe^Jane")
+  _, datasets = dicom_files.save_patient(tmp_path / "Doe^Jane")
   out = tmp_path / "out"
   assert predict("--image", tmp_path / "Doe^Jane", "--out", out) == 0
   held = answer(out)
@@ -219,6 +291,50 @@ def test_a_series_gives_a_segmentation_and_tells_of_nobody(fake, tmp_path):
   assert answer(one)["timings"]["slices"] == 1
 
 
+def test_contours_of_a_series_are_written_where_asked(fake, tmp_path, capsys):
+  labels, datasets = dicom_files.save_patient(tmp_path / "in")
+  out = tmp_path / "out"
+  told = ("--image", tmp_path / "in", "--out", out, "--skip-existing")
+  assert predict(*told) == 0
+  assert answer(out)["structures"] is None
+  asked = len(fake.asked)
+  assert predict(*told, "--rtstruct") == 0
+  assert len(fake.asked) == 2 * asked  # the same question, other files
+  held = answer(out)
+  made = pydicom.dcmread(out / held["structures"])
+  assert {
+    roi.ROIName: roi.ROINumber for roi in made.StructureSetROISequence
+  } == {
+    target["class"]: target["segment"]
+    for target in held["targets"]
+    if target["present"]
+  }
+  assert made.StudyInstanceUID == datasets[0].StudyInstanceUID
+  shown = {
+    contour.ContourImageSequence[0].ReferencedSOPInstanceUID
+    for item in made.ROIContourSequence
+    for contour in item.ContourSequence
+  }
+  assert shown == {
+    dataset.SOPInstanceUID
+    for dataset, labels_IJ in zip(datasets, labels, strict=True)
+    if labels_IJ.any()
+  }
+  # Asked without, an earlier one goes.
+  assert predict(*told) == 0
+  assert not (out / held["structures"]).exists()
+  # Of what is no series there are none.
+  picture = draw(tmp_path / "a.png")
+  assert predict("--image", picture, "--rtstruct", "--out", out) == 2
+  assert "--rtstruct draws contours on a DICOM" in capsys.readouterr().err
+
+
+def test_averaged_weights_are_asked_for(fake, tmp_path):
+  told = ("--image", draw(tmp_path / "a.png"), "--out", tmp_path / "out")
+  assert predict(*told) == predict(*told, "--averaged") == 0
+  assert [load["averaged"] for load in fake.loads] == [False, True]
+
+
 def test_a_radiograph_that_lies_nowhere_is_answered_too(fake, tmp_path):
   made = dicom_files.new("DX", PixelSpacing=[0.5, 0.5])
   del made.FrameOfReferenceUID
@@ -239,7 +355,7 @@ def mixed(tmp_path):
   folder = tmp_path / "in"
   draw(folder / "a.png")
   save_nifti(folder / "b_mri.nii.gz")
-  save_series(folder / "Doe^Jane")
+  dicom_files.save_patient(folder / "Doe^Jane")
   draw(folder / "deep/c.jpg", side=64)
   (folder / "broken.nii").write_bytes(b"nothing" * 100)
   (folder / "notes.txt").write_text("no picture")
@@ -323,7 +439,7 @@ def test_files_of_a_series_are_no_jobs_of_their_own(fake, mixed, tmp_path):
 def test_numbers_of_series_stay_when_others_come(fake, tmp_path):
   out = tmp_path / "out"
   for number, name in enumerate(("Moe^Max", "Doe^Jane")):
-    save_series(tmp_path / "in" / name)
+    dicom_files.save_patient(tmp_path / "in" / name)
     told = ("--image", tmp_path / "in", "--out", out, "--skip-existing")
     assert predict(*told) == 0
     jobs, counts = manifest(out)
@@ -448,6 +564,7 @@ def test_tasks_are_those_of_the_registry_without_training_data(
   assert {"modality": "computed tomography", "class": "liver"} in held["tasks"]
   assert predict("--list-tasks", prompt="") == 0
   assert "computed tomography: liver\n" in capsys.readouterr().out
+  assert predict_tasks.trained("none") == {}  # of the run itself, nothing
 
 
 def test_tasks_are_those_that_the_run_was_trained_on(
@@ -470,4 +587,8 @@ def test_tasks_are_those_that_the_run_was_trained_on(
       {"modality": "magnetic resonance", "class": "spleen", "images": 1},
       {"modality": "pet", "class": "spleen", "images": 1},
     ],
+  }
+  assert predict_tasks.trained("none") == {
+    "magnetic resonance": ("spleen",),
+    "pet": ("spleen",),
   }

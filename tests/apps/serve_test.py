@@ -1,12 +1,15 @@
 """`rcmed serve`: its flags, and what it refuses to begin."""
 
 import dataclasses
+import tempfile
 
 import pytest
 import served
 
-from rcmed_jax.apps import answering, serve
-from rcmed_jax.serve import engine, server, shelf
+from rcmed_jax.apps import answering, predict_tasks, serve
+from rcmed_jax.serve import engine, mcp_tools, server, shelf
+
+TRAINED = {"X-Ray": ("heart", "lung"), "pet": ("heart",)}
 
 
 @pytest.fixture
@@ -23,6 +26,8 @@ def begun(monkeypatch):
     return 0
 
   monkeypatch.setattr(answering, "load_assistant", load)
+  monkeypatch.setattr(predict_tasks, "trained", lambda workdir: TRAINED)
+  monkeypatch.setattr(tempfile, "tempdir", tempfile.tempdir)
   monkeypatch.setattr(server, "run", run)
 
   def begin(*argv):
@@ -41,6 +46,7 @@ def test_its_flags_reach_what_they_mean(begun, tmp_path):
     f"--keys={keys}",
     "--rows=8",
     "--most-mb=5",
+    "--most-upload-mb=50",
     f"--files={tmp_path / 'files'}",
     "--log-prompts",
   )
@@ -48,8 +54,14 @@ def test_its_flags_reach_what_they_mean(begun, tmp_path):
   service = seen["app"].service
   assert service.keys.owner(served.KEY) == "ward"
   assert service.limits.body_bytes == 5_000_000
+  assert service.limits.upload_bytes == 50_000_000
+  assert service.modalities == ("X-Ray", "pet")
+  assert service.classes == ("heart", "lung")
   assert service.log_prompts
   assert (tmp_path / "files" / "sessions").is_dir()
+  # What libraries put aside of bodies lies there, too.
+  with tempfile.NamedTemporaryFile() as one:
+    assert one.name.startswith(str(tmp_path / "files"))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org"])
@@ -66,6 +78,62 @@ def test_on_its_own_machine_it_needs_no_key(begun, host):
   refused = app.gate._refused
   scope = {"path": "/info/", "headers": [(b"host", b"evil.example:80")]}
   assert refused(scope).status_code == 403
+
+
+def test_the_classes_of_training_are_told(begun, monkeypatch):
+  tasks = [
+    {"modality": "MR", "class": "liver", "images": 3},
+    {"modality": "CT", "class": "spleen", "images": 9},
+    {"modality": "CT", "class": "liver", "images": 8},
+  ]
+  told = [(predict_tasks.TRAINED, tasks), (predict_tasks.KNOWN, tasks)]
+  monkeypatch.setattr(predict_tasks, "tasks", lambda workdir: told.pop(0))
+  service = begun()["app"].service
+  assert service.classes == ("liver", "spleen")
+  assert service.modalities == ("CT", "MR")
+  assert begun()["app"].service.classes == ()
+
+
+def test_tools_are_served_where_they_are_asked_for(
+  begun, monkeypatch, tmp_path
+):
+  seen = {}
+
+  class Made:
+    def run(self):
+      seen["service"] = seen["load"]()
+
+  def make(load, **told):
+    seen.update(load=load, **told)
+    return Made()
+
+  monkeypatch.setattr(mcp_tools, "make", make)
+  begun("--mcp", f"--mcp-images={tmp_path}", "--most-pixels=99")
+  assert seen["folder"] == tmp_path
+  assert seen["service"].limits.pixels == 99
+  seen["service"].engine.stop()
+  with pytest.raises(ValueError, match="no folder"):
+    begun("--mcp", f"--mcp-images={tmp_path / 'none'}")
+
+
+def test_a_model_that_cannot_be_loaded_ends_in_an_exit_code(
+  monkeypatch, capsys
+):
+  def load(workdir, **told):
+    raise FileNotFoundError("there is no run")
+
+  def make(load, **told):
+    class Made:
+      def run(self):
+        with pytest.raises(FileNotFoundError):
+          load()
+
+    return Made()
+
+  monkeypatch.setattr(answering, "load_assistant", load)
+  monkeypatch.setattr(mcp_tools, "make", make)
+  assert serve.main(["--mcp", "--workdir=runs/one"]) == 1
+  assert "there is no run" in capsys.readouterr().err
 
 
 def test_limits_are_above_zero(begun):

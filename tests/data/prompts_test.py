@@ -50,6 +50,34 @@ def test_a_prompt_without_text_says_what_to_write(text):
     prompts.conversation(text)
 
 
+def test_later_turns_follow_the_end_of_the_answer_before():
+  text = prompts.conversation(
+    "And the spleen?",
+    earlier=[("Where is the liver? ", "It is <p> here </p> [SEG].</s>")],
+  )
+  assert text.endswith(
+    "picture.\nWhere is the liver?  ASSISTANT: It is <p> here </p> [SEG].</s>"
+    "USER: And the spleen?  ASSISTANT:"
+  )
+  assert text.count("<image>") == text.count("A chat between") == 1
+
+
+@pytest.mark.parametrize(
+  ("turn", "said"), [(("", "yes"), "no text; write"), (("a", "</s>"), "leave")]
+)
+def test_a_turn_without_text_is_refused(turn, said):
+  with pytest.raises(ValueError, match=said):
+    prompts.conversation("liver", earlier=[turn])
+
+
+def test_a_question_may_leave_the_modality_out():
+  for template in range(prompts.TEMPLATES):
+    named = prompts.question(["Liver"], "pet", template)
+    for modality in (None, ""):
+      text = prompts.question(["Liver"], modality, template)
+      assert text == named.replace("pet ", "")
+
+
 def test_there_are_seven_and_six_templates():
   named = [prompts.question(CLASSES, "pet", t) for t in range(7)]
   assert len(set(named)) == prompts.TEMPLATES == 7

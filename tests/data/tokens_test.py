@@ -269,6 +269,14 @@ def test_decoding_ends_at_the_end_and_skips_what_is_no_token(tokenizer):
   assert tokenizer.decode([]) == ""
 
 
+def test_pieces_are_the_letters_that_their_ids_spell(tokenizer):
+  found = dict(tokenizer.pieces())
+  for id, letters in found.items():
+    assert tokenizer.decode([id]) == letters.removeprefix(" ")
+  # All but <unk>, <s>, </s> and the bytes that are no letters of ASCII.
+  assert len(found) == tokenizer.base_size - 3 - 128
+
+
 # Padding.
 
 

@@ -147,9 +147,31 @@ def test_a_cache_gives_the_full_pass_position_by_position(implementation):
   )
   np.testing.assert_allclose(
     language_attention.cached_attention(
-      query[0], key_BSNH, value_BSNH, jnp.asarray(length_B)
-    ),
+      query[0][:, None],
+      key_BSNH.swapaxes(1, 2),
+      value_BSNH.swapaxes(1, 2),
+      jnp.asarray(length_B),
+    )[:, 0],
     mixed[0],
+    atol=1e-6,
+  )
+
+
+def test_a_cache_gives_the_full_pass_for_several_positions_at_once():
+  """Of row 0 the positions from 2, of row 1 those from 1 on."""
+  query, key, value, gradient = _inputs()
+  mixed = _run(query, key, value, gradient, implementation="reference")[0]
+  first_B = np.array([2, 1])
+  places_B3 = first_B[:, None] + np.arange(3)
+  rows_B1 = np.arange(2)[:, None]
+  np.testing.assert_allclose(
+    language_attention.cached_attention(
+      query[rows_B1, places_B3],
+      key.swapaxes(1, 2),
+      value.swapaxes(1, 2),
+      jnp.asarray(first_B + 1),
+    ),
+    mixed[rows_B1, places_B3],
     atol=1e-6,
   )
 
@@ -173,7 +195,7 @@ def test_refuses_an_unknown_implementation():
   with pytest.raises(NotImplementedError, match="'xla'"):
     jax.eval_shape(
       lambda q, k, v: language_attention.cached_attention(
-        q[:, 0], k, v, jnp.array([1, 1]), implementation="xla"
+        q[:, :1], k, v, jnp.array([1, 1]), implementation="xla"
       ),
       *_inputs()[:3],
     )
@@ -218,7 +240,37 @@ def test_every_device_gets_its_kernel(monkeypatch, device, settings, chosen):
 
 def test_a_cache_is_read_by_xla_unless_another_is_asked_for(monkeypatch):
   monkeypatch.setattr(choice, "device", lambda: ("gpu", "NVIDIA H200"))
-  query_BNH = jax.ShapeDtypeStruct((2, 4, 128), jnp.bfloat16)
-  refusals = language_attention.cached_refusals(query_BNH)
+  query_BTNH = jax.ShapeDtypeStruct((2, 1, 4, 128), jnp.bfloat16)
+  refusals = language_attention.cached_refusals(query_BTNH)
   assert choice.choose("cached_attention", None, refusals) == "reference"
   assert choice.choose("cached_attention", "cudnn", refusals) == "cudnn"
+  query_BTNH = jax.ShapeDtypeStruct((2, 3, 4, 128), jnp.bfloat16)
+  refusals = language_attention.cached_refusals(query_BTNH)
+  with pytest.raises(NotImplementedError, match="as a bias"):
+    choice.choose("cached_attention", "cudnn", refusals)
+
+
+def test_cudnn_gets_even_lengths_and_the_answer_is_the_same(monkeypatch):
+  """JAX refuses its gradient at odd lengths, of which prompts have many."""
+  attention, lengths = jax.nn.dot_product_attention, []
+
+  def cudnn(query_BSNH, *rest, implementation, **settings):
+    assert implementation == "cudnn"
+    lengths.append(query_BSNH.shape[1])
+    return attention(query_BSNH, *rest, implementation="xla", **settings)
+
+  monkeypatch.setattr(choice, "device", lambda: ("gpu", "NVIDIA H200"))
+  monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
+  for length in (4, 5):
+    given = _inputs(length, width=8)
+    *inputs, mixed_gradient = (jnp.asarray(a, jnp.bfloat16) for a in given)
+    mixed, pull = jax.vjp(language_attention.causal_attention, *inputs)
+    rounded = [np.asarray(a, np.float32) for a in (*inputs, mixed_gradient)]
+    expected = _formula_and_gradients(*rounded, _allowed(length))
+    for found, wanted in zip(
+      (mixed, *pull(mixed_gradient)), expected, strict=True
+    ):
+      assert found.shape == wanted.shape
+      error = np.linalg.norm(np.asarray(found, np.float64) - wanted)
+      assert error < 1e-2 * np.linalg.norm(wanted)
+  assert lengths == [4, 6]

@@ -87,3 +87,5 @@ def test_refusals_on_a_gpu(monkeypatch):
   assert "256 or less, not 272" in wide
   exact = jax.ShapeDtypeStruct((1, 4096, 80), jnp.float32)
   assert "float32" in str(relpos_attention_cudnn.refusal(exact, (64, 64)))
+  odd = jax.ShapeDtypeStruct((1, 49, 80), jnp.bfloat16)
+  assert "even" in str(relpos_attention_cudnn.refusal(odd, (7, 7)))

@@ -12,7 +12,9 @@ import pytest
 import toy
 
 from rcmed_jax.data.tokens import IGNORE_LABEL, IMAGE_TOKEN
-from rcmed_jax.model.generate import Generation, generate, keep_likely
+from rcmed_jax.model import generate as stages
+from rcmed_jax.model import sampling
+from rcmed_jax.model.generate import Generation, generate
 from rcmed_jax.model.rcmed import RCMed
 
 MAX_NEW = 6
@@ -50,9 +52,7 @@ def _prompts() -> dict[str, np.ndarray]:
   }
 
 
-@functools.partial(
-  jax.jit, static_argnames=("max_new", "max_targets", "temperature", "top_p")
-)
+@functools.partial(jax.jit, static_argnames=("max_new", "max_targets"))
 def _compiled(model, prompts, **settings) -> Generation:
   return generate(model, **prompts, **settings)
 
@@ -64,6 +64,7 @@ def _generate(model: RCMed, prompts=None, **settings) -> Generation:
     "end_id": NEVER,
     "max_new": MAX_NEW,
     "max_targets": 2,
+    "choice": sampling.greedy(2, MAX_NEW),
   }
   return _compiled(model, prompts or _prompts(), **defaults | settings)
 
@@ -132,7 +133,8 @@ def test_ragged_prompts_are_answered_as_each_would_be_alone(model):
   for row, length in enumerate(_prompts()["length_B"]):
     prompt = {name: one[row : row + 1] for name, one in _prompts().items()}
     prompt["tokens_BT"] = prompt["tokens_BT"][:, :length]
-    alone = _generate(model, prompt, seg_id=seg_id)
+    choice = sampling.greedy(1, MAX_NEW)
+    alone = _generate(model, prompt, seg_id=seg_id, choice=choice)
     np.testing.assert_array_equal(both.tokens_BT[row], alone.tokens_BT[0])
     np.testing.assert_array_equal(both.seg_valid_BG[row], alone.seg_valid_BG[0])
     valid_G = np.asarray(alone.seg_valid_BG[0])
@@ -180,31 +182,98 @@ def test_segs_are_found_in_order_and_cut_to_max_targets(model):
     assert answer.seg_log_prob_BG[row, 0] == expected
 
 
-def test_sampling_depends_on_its_key_alone(model):
+def _chosen(**changes) -> sampling.Choice:
+  """Greedy rows, but for what is given."""
+  arrays = {name: np.asarray(values) for name, values in changes.items()}
+  return dataclasses.replace(sampling.greedy(2, MAX_NEW), **arrays)
+
+
+def test_a_row_draws_by_its_own_seed_beside_a_greedy_one(model):
+  greedy = np.asarray(_generate(model).tokens_BT)
+  hot_B = np.float32([0, 5])
   first, again, other = (
     _generate(
-      model, temperature=5.0, top_p=0.9, key=jax.random.key(seed)
+      model,
+      choice=_chosen(
+        temperature_B=hot_B,
+        top_p_B=np.float32([1, 0.9]),
+        seed_B=np.uint32([9, seed]),
+      ),
     ).tokens_BT
     for seed in (0, 0, 1)
   )
   np.testing.assert_array_equal(first, again)
-  assert np.any(first != other)
+  assert np.any(first[1] != other[1])
+  for drawn in (first, other):
+    np.testing.assert_array_equal(drawn[0], greedy[0])
 
 
-def test_nucleus_by_hand():
-  """Chances 0.5, 0.3, 0.2: two tokens are needed to hold 0.6."""
-  logits_BV = jnp.log(jnp.array([[0.2, 0.5, 0.3]]))
-  kept = np.isfinite(keep_likely(logits_BV, 0.6))
-  np.testing.assert_array_equal(kept, [[False, True, True]])
-  (likeliest,) = np.flatnonzero(np.isfinite(keep_likely(logits_BV, 1e-6)))
-  assert likeliest == 1
-  assert np.all(np.isfinite(keep_likely(logits_BV, 1.0)))
+def test_each_row_ends_at_its_own_limit(model):
+  free = _generate(model)
+  limit_B = np.int32([2, MAX_NEW])
+  cut = _generate(model, choice=_chosen(max_new_B=limit_B))
+  np.testing.assert_array_equal(cut.length_B, limit_B)
+  np.testing.assert_array_equal(cut.tokens_BT[1], free.tokens_BT[1])
+  np.testing.assert_array_equal(cut.tokens_BT[0, :2], free.tokens_BT[0, :2])
+  assert not np.any(cut.tokens_BT[0, 2:])
+
+
+@functools.partial(jax.jit, static_argnames=("steps",))
+def _in_stages(model, prompts, seg_id, choice, steps) -> Generation:
+  """The first two tokens, the image the second, are read once for both rows."""
+  visual_BED, pixels_BYXC = model.encode_image(
+    prompts["pixels_BIJC"], prompts["extent_B2"]
+  )
+  first_BT, rest_BT = (prompts["tokens_BT"][:, part] for part in _PARTS)
+  length_B = prompts["length_B"]
+  seen, cache = stages.read(
+    model, visual_BED, pixels_BYXC, first_BT, jnp.array([2, 2]), room=0
+  )
+  seen, cache = stages.extend(model, seen, cache, rest_BT, room=MAX_NEW)
+  progress = stages.begin(model, seen, cache, length_B, max_new=MAX_NEW)
+  for until in steps:
+    progress = stages.decode(model, progress, choice, until, end_id=NEVER)
+  return stages.finish(model, seen, progress, seg_id=seg_id, max_targets=2)
+
+
+_PARTS = np.s_[:2], np.s_[2:]
+
+
+def test_an_image_that_was_read_before_gives_the_same_answer(model):
+  prompts = _prompts()
+  prompts["tokens_BT"][0] = [1, IMAGE_TOKEN, 9, 4, 7, 0, 0]
+  seg_id = int(_generate(model, prompts).tokens_BT[0, 2])
+  wanted = _generate(model, prompts, seg_id=seg_id)
+  choice = sampling.greedy(2, MAX_NEW)
+  found = _in_stages(model, prompts, seg_id, choice, steps=(MAX_NEW,))
+  np.testing.assert_array_equal(found.tokens_BT, wanted.tokens_BT)
+  np.testing.assert_array_equal(found.seg_valid_BG, wanted.seg_valid_BG)
+  valid_BG = np.asarray(wanted.seg_valid_BG)
+  assert valid_BG[0, 0]
+  for name in ("masks_BGYX", "quality_BG", "seg_log_prob_BG"):
+    np.testing.assert_allclose(
+      np.asarray(getattr(found, name))[valid_BG],
+      np.asarray(getattr(wanted, name))[valid_BG],
+      atol=1e-4,
+    )
+
+
+def test_in_how_many_steps_an_answer_is_made_changes_no_bit(model):
+  prompts = _prompts()
+  prompts["tokens_BT"][0] = [1, IMAGE_TOKEN, 9, 4, 7, 0, 0]
+  choice = _chosen(
+    temperature_B=np.float32([0, 3]), max_new_B=np.int32([3, MAX_NEW])
+  )
+  once, often = (
+    _in_stages(model, prompts, 5, choice, steps=steps)
+    for steps in ((MAX_NEW,), (1, 4, 5, MAX_NEW))
+  )
+  jax.tree.map(np.testing.assert_array_equal, once, often)
 
 
 @pytest.mark.parametrize(
   "settings, words",
   [
-    ({"temperature": 0.5}, "expected a key"),
     ({"max_new": 0}, "max_new=0"),
     ({"max_targets": 0}, "max_targets=0"),
   ],

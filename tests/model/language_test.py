@@ -137,8 +137,34 @@ def test_prefill_equals_the_training_pass():
   np.testing.assert_allclose(
     hidden_BSD, _run(model, _states(), prefix_B=prefix_B), atol=1e-6
   )
-  assert cache.key_LBSNH.shape == (2, 2, 12, 2, 8)
-  assert not np.any(np.asarray(cache.key_LBSNH[:, :, 9:]))
+  assert cache.key_BLNSH.shape == (2, 2, 2, 12, 8)
+  assert not np.any(np.asarray(cache.key_BLNSH[:, :, :, 9:]))
+
+
+def test_an_extended_cache_equals_the_whole_sequence():
+  """Rows of 2 and 4 states are prefilled, then 3 and 2 more come at once."""
+  model = _model()
+  states_BSD = _states()
+  whole = _run(model, states_BSD)
+  first_B, more_B = np.array([2, 4]), np.array([3, 2])
+  _, cache = model.prefill(states_BSD[:, :4], slots=9)
+  rows_B1 = np.arange(2)[:, None]
+  new_BSD = states_BSD[rows_B1, first_B[:, None] + np.arange(3)]
+  padding_BS = np.arange(3)[None] >= more_B[:, None]
+  hidden_BSD, cache = jax.jit(Language.extend)(
+    model, jnp.where(padding_BS[..., None], 9.0, new_BSD), first_B, cache
+  )
+  for row, (first, more) in enumerate(zip(first_B, more_B, strict=True)):
+    np.testing.assert_allclose(
+      hidden_BSD[row, :more], whole[row, first : first + more], atol=2e-6
+    )
+  # The padding that row 1 left in its slots is not read afterwards.
+  position_B = first_B + more_B
+  next_BD = states_BSD[np.arange(2), position_B]
+  hidden_BD, _ = jax.jit(Language.decode)(model, next_BD, position_B, cache)
+  np.testing.assert_allclose(
+    hidden_BD, whole[np.arange(2), position_B], atol=2e-6
+  )
 
 
 def test_rematerialization_keeps_gradients():

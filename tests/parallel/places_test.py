@@ -45,6 +45,15 @@ def test_nothing_told_is_one_process():
     (GKE | SLICES, (5, 6, "w-slice-0-0.w:8482"), "MEGASCALE_SLICE_ID"),
     # libtpu wants a name on a machine of its own as well.
     ({"TPU_WORKER_HOSTNAMES": "localhost"}, (0, 1, ""), "nothing"),
+    # What it leaves to its children once it has found no number.
+    (
+      {
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "WARNING: could not determine TPU worker number",
+      },
+      (0, 1, ""),
+      "nothing",
+    ),
     # A batch script's own shell is in the job, but in no step.
     ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1"}, (0, 1, ""), "nothing"),
   ],

@@ -1,132 +1,346 @@
+"""The assistant around a toy that has learnt nothing: what does not change."""
+
+import dataclasses
+
+import cv2
 from flax import nnx
 import jax
-import jax.numpy as jnp
 import numpy as np
+import parts
 import pytest
 import toy
 
+import rcmed_jax
+from rcmed_jax.apps import answering
 from rcmed_jax.data import prompts, tokens
-from rcmed_jax.model import generate, rcmed
+from rcmed_jax.model import rcmed
 from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.parallel import rules
 from rcmed_jax.serve import assistant as assistants
+from rcmed_jax.serve import programs
+from rcmed_jax.serve.assistant import Answer, Found, Question, Sampling
 
-GRID = 16  # of the mask logits: a quarter of the toy's side
 CLASSES = ("liver", "spleen", "heart")
+LENGTH = 208  # holds a turn of twelve tokens before the question
+HOT = Sampling(temperature=100.0, seed=3)
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-  texts = [prompts.answer("pet", CLASSES[:2], CLASSES[2:])]
+  texts = [
+    prompts.conversation(prompts.question(CLASSES, "pet", 0)),
+    prompts.answer("pet", CLASSES[:2], CLASSES[2:]),
+  ]
   path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
   return tokens.train_tokenizer(texts, 400, path)
 
 
+def make(tokenizer, model=None, **changes):
+  config = toy.model_config(correlation_steps=1)
+  language = dataclasses.replace(
+    config.language, vocabulary=tokenizer.vocabulary
+  )
+  config = dataclasses.replace(config, language=language)
+  build = lambda: rcmed.RCMed(config, rngs=nnx.Rngs(0))  # noqa: E731
+  model = parts.at_random(build) if model is None else model(build)
+  told = dict(image_size=toy.IMAGE_SIZE, lengths=(LENGTH,), rows=2, max_new=12)
+  return assistants.Assistant(model, tokenizer, **told | changes)
+
+
+@pytest.fixture(scope="module")
+def shared_assistant(tokenizer):
+  return make(tokenizer, max_targets=2)
+
+
 @pytest.fixture
-def ask(tokenizer, monkeypatch):
-  """The answer that is read off a given generation.
+def assistant(shared_assistant, monkeypatch):
+  """With nothing kept; `looks` counts the images that were looked at."""
+  run = shared_assistant._programs
+  monkeypatch.setattr(run, "_kept", programs._Kept(2))
+  shared_assistant.looks = 0
+  look = run._look
 
-  The image is 32 x 64, so that the lower half of the frame is padding. The
-  answer claims a liver and a spleen and denies a heart; the liver's mask is
-  the upper left quarter of the image, P = 0.8 in every pixel, and [SEG] has
-  P = 0.5.
-  """
-  text = prompts.answer("pet", CLASSES[:2], CLASSES[2:])
-  ids = tokenizer.encode(text)[1:]
-  logits = np.full((1, 3, GRID, GRID), -9.0, np.float32)
-  logits[0, 0, :4, :8] = np.log(4)
+  def counted(*inputs):
+    shared_assistant.looks += 1
+    return look(*inputs)
 
-  def ask(quality, spleen_shown=True, **changes):
-    shown = logits.copy()
-    if spleen_shown:
-      shown[0, 1, 4:, 8:] = np.log(4)  # into the padding
+  monkeypatch.setattr(run, "_look", counted)
+  return shared_assistant
 
-    def made(*_, **__):
-      count = jnp.int32(len(ids))
-      return generate.Generation(
-        tokens_BT=jnp.array([ids], jnp.int32),
-        length_B=count[None],
-        seg_valid_BG=jnp.array([[True, True, False]]),
-        masks_BGYX=jnp.asarray(shown),
-        quality_BG=jnp.array([quality]),
-        seg_log_prob_BG=jnp.log(jnp.array([[0.5, 0.5, 1.0]])),
-        token_log_prob_BT=jnp.zeros((1, len(ids))),
-      )
 
-    monkeypatch.setattr(generate, "generate", made)
-    assistant = assistants.Assistant(
-      nnx.eval_shape(lambda: rcmed.RCMed(toy.model_config(), rngs=nnx.Rngs(0))),
-      tokenizer,
-      image_size=toy.IMAGE_SIZE,
-      lengths=(256,),
-      **changes,
+def image(seed=0, shape=(32, 64, 3)):
+  return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def generation(assistant, pictures, text, choice):
+  """All numbers of one batch."""
+  ids_T = assistant._runner.row(Question(pictures[0], text), None).ids_T
+  inputs = tokens.pad([ids_T] * len(pictures), (LENGTH,))
+  run = assistant._programs
+  asked, _ = run.begin(pictures, *inputs, choice)
+  return jax.device_get(run.finish(run.decode(asked, 12)))
+
+
+# What is kept of images.
+
+
+def test_what_is_kept_changes_no_bit(assistant, monkeypatch):
+  choice = programs.choice([Sampling(), HOT], 12)
+  first, second, third = (image(seed) for seed in range(3))
+  text = "Where is the liver?"
+  wanted = generation(assistant, [first, second], text, choice)
+  assert assistant.looks == 2
+  found = generation(assistant, [first, second], text, choice)
+  assert assistant.looks == 2
+  jax.tree.map(np.testing.assert_array_equal, found, wanted)
+  generation(assistant, [third, second], text, choice)  # the first is dropped
+  assert assistant.looks == 3
+  found = generation(assistant, [first, second], text, choice)
+  assert assistant.looks == 4
+  jax.tree.map(np.testing.assert_array_equal, found, wanted)
+  monkeypatch.setattr(assistant._programs, "_kept", programs._Kept(0))
+  found = generation(assistant, [first, second], text, choice)
+  jax.tree.map(np.testing.assert_array_equal, found, wanted)
+  other = generation(assistant, [third, second], text, choice)
+  assert np.any(other.masks_BGYX[0] != wanted.masks_BGYX[0])
+
+
+def test_an_image_is_looked_at_once_in_a_batch(assistant, monkeypatch):
+  monkeypatch.setattr(assistant._programs, "_kept", programs._Kept(0))
+  questions = [Question(image(), "liver"), Question(image(), "heart")]
+  assistant.ask_many(questions)
+  assert assistant.looks == 1
+
+
+def test_a_conversation_looks_at_its_image_once_and_knows_its_turns(assistant):
+  talk = assistant.conversation(image())
+  short = Sampling(max_new=4)
+  one = talk.ask("Where is the liver?", sampling=short)
+  two = talk.ask("And the heart?", sampling=short)
+  assert assistant.looks == 1
+  assert talk.turns == [
+    ("Where is the liver?", one.text),
+    ("And the heart?", two.text),
+  ]
+  earlier = (("Where is the liver?", one.text),)
+  asked = assistant.ask(
+    image(), "And the heart?", earlier=earlier, sampling=short
+  )
+  assert asked == two
+  # What the model read is the conversation as prompts joins it.
+  row = assistant._runner.row(
+    Question(image(), "And the heart?", earlier=earlier), None
+  )
+  joined = prompts.conversation("And the heart?", earlier=earlier)
+  np.testing.assert_array_equal(
+    row.ids_T, assistant._runner._tokenizer.encode_prompt(joined)
+  )
+
+
+def test_only_a_conversation_may_be_longer_than_the_lengths(assistant):
+  turn = ("Where is the liver? " * 9, "It is here. " * 9)
+  row = assistant._runner.row(Question(image(), "a", earlier=(turn,)), None)
+  assert row.width == 2 * LENGTH
+  with pytest.raises(ValueError, match=f"is {LENGTH}; shorten"):
+    assistant.ask(image(), "Where is the liver? " * 30)
+  with pytest.raises(ValueError, match=f"is {4 * LENGTH}; shorten"):
+    assistant.ask(image(), "a", earlier=(turn,) * 20)
+
+
+# How words are chosen.
+
+
+def test_rows_are_sampled_by_themselves_beside_greedy_ones(assistant):
+  text = "Where is the liver?"
+  plain = Question(image(), text)
+  hot = Question(image(), text, sampling=HOT)
+  other = dataclasses.replace(hot, sampling=dataclasses.replace(HOT, seed=4))
+  plain_said, hot_said = assistant.ask_many([plain, hot])
+  assert assistant.ask_many([hot, plain]) == [hot_said, plain_said]
+  assert assistant.ask_many([hot, hot]) == [hot_said, hot_said]
+  (other_said,) = assistant.ask_many([other])
+  assert len({plain_said.text, hot_said.text, other_said.text}) == 3
+
+
+def test_the_grammar_makes_random_answers_well_formed(assistant):
+  """With max_new = 12, few would end by themselves, and fewer be closed."""
+  questions = [
+    Question(
+      image(),
+      "liver",
+      sampling=dataclasses.replace(HOT, seed=seed, grammar=True),
     )
-    image_IJC = np.zeros((32, 64, 3), np.uint8)
-    return assistant.ask(image_IJC, "Where is the liver?")
-
-  return ask
-
-
-def test_a_mask_comes_back_on_the_grid_of_its_image(ask):
-  answer = ask((0.0, 0.0, 0.0))
-  assert answer.modality == "pet"
-  assert [target.name for target in answer.targets] == list(CLASSES)
-  liver, spleen, heart = answer.targets
-  assert liver.mask_IJ.shape == (32, 64)
-  # Bilinear: the edge of four grid cells lies between -9 and log 4.
-  x0, y0, x1, y1 = liver.box
-  assert (x0, y0) == (0, 0)
-  assert abs(x1 - 32) <= 2
-  assert abs(y1 - 16) <= 2
-  assert spleen.box[2:] == (64, 32)
-  assert (heart.present, heart.mask_IJ, heart.box) == (False, None, None)
-
-
-def test_without_an_estimate_the_mask_itself_says_what_is_there(ask):
-  liver, spleen, _ = ask((-1.0, -1.0, 0.0), spleen_shown=False).targets
-  # P([SEG]) = 0.5 times pixels of 0.8 at most, less along the edge.
-  assert liver.present
-  assert 0.3 < liver.confidence < 0.4
-  assert not spleen.present
-  assert spleen.confidence == 0
+    for seed in range(40)
+  ]
+  phrases = []
+  for answer in assistant.ask_many(questions):
+    text = answer.text
+    found = prompts.parse_answer(text)
+    phrases.append(text.count("<p>"))
+    assert text.count("</p>") == phrases[-1]
+    assert found.modality and all(found.present) and all(found.absent)
+    assert len(found.present) == text.count("[SEG]")
+    assert phrases[-1] == 1 + len(found.present) + len(found.absent)
+  free = [
+    dataclasses.replace(
+      one, sampling=dataclasses.replace(one.sampling, grammar=False)
+    )
+    for one in questions
+  ]
+  assert not any(one.modality for one in assistant.ask_many(free[:6]))
 
 
-def test_an_estimate_below_the_bar_says_that_nothing_is_there(ask):
-  liver, spleen, _ = ask((0.7, 0.29, 0.0), present_quality=0.3).targets
-  assert liver.present
-  assert liver.confidence == pytest.approx(0.5 * 0.7)
-  assert not spleen.present
-  assert (spleen.mask_IJ, spleen.box, spleen.confidence) == (None, None, 0)
+@pytest.mark.parametrize(
+  ("sampling", "said"),
+  [
+    (Sampling(max_new=13), "max_new=13: this assistant's answers have 12"),
+    (Sampling(max_new=3, grammar=True), "at least 4 tokens"),
+  ],
+)
+def test_what_cannot_be_said_is_refused(assistant, sampling, said):
+  with pytest.raises(ValueError, match=said):
+    assistant.ask(image(), "liver", sampling=sampling)
 
 
-def test_an_estimate_above_one_is_no_more_than_certain(ask):
-  liver, spleen, _ = ask((1.4, 0.31, 0.0), present_quality=0.3).targets
-  assert liver.confidence == pytest.approx(0.5)
-  assert spleen.present
+@pytest.mark.parametrize(
+  "told", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"max_new": 0}]
+)
+def test_settings_out_of_range_are_named(told):
+  (name,) = told
+  with pytest.raises(ValueError, match=f"{name}: expected"):
+    Sampling(**told)
+
+
+# Texts that grow.
+
+
+def test_texts_are_told_as_they_grow_and_change_no_bit(assistant):
+  questions = [
+    Question(image(), "liver", sampling=Sampling(max_new=3)),
+    Question(image(1), "heart", sampling=HOT),
+    Question(image(2), "spleen"),
+  ]
+  told = {number: [""] for number in range(3)}
+  answers = dict(
+    assistant.stream(
+      questions, told=lambda number, text: told[number].append(text)
+    )
+  )
+  assert [answers[number] for number in range(3)] == assistant.ask_many(
+    questions
+  )
+  for number, texts in told.items():
+    for one, other in zip(
+      texts, [*texts[1:], answers[number].text], strict=True
+    ):
+      assert other.startswith(one)
+    assert len(texts) > 1
+  assert max(map(len, told.values())) > 2
+
+
+# What may be asked.
+
+
+def test_classes_are_asked_as_many_at_a_time_as_there_are_masks(
+  assistant, monkeypatch
+):
+  """Two; what the answers name in other letters is found."""
+  asked = []
+
+  def ask_many(questions):
+    asked.extend(one.text for one in questions)
+    mask_IJ = np.ones((2, 2), bool)
+    liver = Found("liver", True, mask_IJ, (0, 0, 2, 2), 0.5)
+    return [Answer("a", "pet", (liver,)), Answer("b", "pet", ())]
+
+  monkeypatch.setattr(assistant, "ask_many", ask_many)
+  answer = assistant.segment(
+    image(), ["Heart", "Liver", "spleen"], modality="pet"
+  )
+  assert asked == [
+    "Can you segment the heart, liver in this pet image?",
+    "Can you segment the spleen in this pet image?",
+  ]
+  names = [(one.name, one.present) for one in answer.targets]
+  assert names == [("Heart", False), ("Liver", True), ("spleen", False)]
+  with pytest.raises(ValueError, match="expected classes"):
+    assistant.segment(image(), [])
+
+
+def test_a_new_class_is_asked_alone_and_gets_the_name_it_was_asked_by(
+  assistant, monkeypatch
+):
+  half_IJ = np.zeros((32, 64), bool)
+  half_IJ[:, :32] = True
+  new = assistant.learn("island", "pet", [(image(), half_IJ)])
+  monkeypatch.setattr(assistant, "_classes", (new,))
+  names = ["the island", "liver"]
+  answer = assistant.segment(image(), names, sampling=Sampling(max_new=4))
+  assert [one.name for one in answer.targets] == names
+  shown = assistant.show(Question(image(), "where?"), new).targets[0]
+  assert answer.targets[0].present == shown.present
+  np.testing.assert_array_equal(answer.targets[0].mask_IJ, shown.mask_IJ)
+
+
+def test_pictures_come_from_files_or_arrays(assistant, tmp_path):
+  path = tmp_path / "scan.png"
+  cv2.imwrite(str(path), image()[..., ::-1])
+  short = Sampling(max_new=4)
+  answer = assistant.ask(path, "liver", sampling=short)
+  assert answer == assistant.ask(image(), "liver", sampling=short)
+  assert answer == assistant.ask(str(path), "liver", sampling=short)
+  assert assistant.looks == 1
+  assert answer.timings.model_s > 0
+  for wrong in (image()[..., 0], image().astype(np.float32)):
+    with pytest.raises(ValueError, match=r"expected uint8\[rows, columns, 3\]"):
+      assistant.ask(wrong, "liver")
+
+
+def test_a_volume_is_no_picture(assistant, tmp_path):
+  nibabel = pytest.importorskip("nibabel")
+  path = tmp_path / "scan.nii.gz"
+  nibabel.save(nibabel.Nifti1Image(np.zeros((20, 20, 3)), np.eye(4)), path)
+  with pytest.raises(ValueError, match="holds 3 slices; `rcmed predict`"):
+    assistant.ask(path, "liver")
+
+
+def test_a_description_is_asked_in_its_own_form(assistant, monkeypatch):
+  asked = []
+  monkeypatch.setattr(
+    assistant, "ask_many", lambda questions: asked.extend(questions) or [None]
+  )
+  assistant.describe(image())
+  assert asked[0].describe
+  assert asked[0].text in prompts.DESCRIPTION_QUESTIONS
+
+
+# Where it runs, and whence it comes.
 
 
 def test_it_works_on_the_mesh_of_its_weights(tokenizer, monkeypatch):
   sizes = meshes.MeshConfig(data=2, fsdp=2, tensor=2)
-  mesh = meshes.make_mesh(sizes)
-  model = nnx.eval_shape(
-    lambda: rcmed.RCMed(toy.model_config(), rngs=nnx.Rngs(0))
-  )
-  graphdef, weights = nnx.split(model)
-  whole = rules.replicated(mesh)
-  weights = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
-    weights,
-  )
+  whole = rules.replicated(meshes.make_mesh(sizes))
 
-  def made(*_, **__):
+  def abstract(build):
+    graphdef, weights = nnx.split(nnx.eval_shape(build))
+    weights = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+      weights,
+    )
+    return nnx.merge(graphdef, weights)
+
+  def encode(*_):
     raise RuntimeError(str(dict(jax.sharding.get_abstract_mesh().shape)))
 
-  monkeypatch.setattr(generate, "generate", made)
-  assistant = assistants.Assistant(
-    nnx.merge(graphdef, weights),
-    tokenizer,
-    image_size=toy.IMAGE_SIZE,
-    lengths=(256,),
-  )
+  monkeypatch.setattr(rcmed.RCMed, "encode_image", encode)
   with pytest.raises(RuntimeError, match="'fsdp': 2, 'tensor': 2"):
-    assistant.ask(np.zeros((32, 64, 3), np.uint8), "liver")
+    make(tokenizer, abstract).ask(image(), "liver")
+
+
+def test_the_package_shows_it():
+  assert rcmed_jax.Assistant is answering.Assistant
+  assert rcmed_jax.Assistant.load is answering.load_assistant
+  assert rcmed_jax.Sampling is Sampling and rcmed_jax.Question is Question
+  assert {"Assistant", "Question", "Sampling"} <= set(dir(rcmed_jax))
+  with pytest.raises(AttributeError, match="Assistent"):
+    _ = rcmed_jax.Assistent

@@ -16,15 +16,6 @@ from rcmed_jax.serve import dicom_seg_out, scans, segment_codes, volumes
 CODES = volume_files.CODES[::8]
 
 
-def series(folder, code="SPL", **attributes):
-  """Writes the patient's series; its labels and the voxels' datasets."""
-  image, labels, affine = volume_files.patient()
-  voxels, turned = volume_files.turned(image, affine, code)
-  datasets = dicom_files.series(voxels, turned, "MR", intercept=0, **attributes)
-  dicom_files.save_series(datasets, folder)
-  return volume_files.turned(labels, affine, code)[0], datasets
-
-
 def write(path, out, axis="axial"):
   scan = scans.open_scan(path, "kidney", scans.Looking(axis=axis))
   greys = fake_assistant.GREYS | {"body": fake_assistant.BODY}
@@ -36,7 +27,7 @@ def write(path, out, axis="axial"):
 
 @pytest.mark.parametrize("code", CODES)
 def test_segments_lie_on_the_frames_of_their_slices(tmp_path, code):
-  labels, datasets = series(tmp_path / "series", code)
+  labels, datasets = dicom_files.save_patient(tmp_path / "series", code)
   axis = ("axial", "coronal", "sagittal")[CODES.index(code) % 3]
   said, names = write(tmp_path / "series", tmp_path / "seg.dcm", axis)
   made = highdicom.seg.segread(tmp_path / "seg.dcm")
@@ -55,7 +46,7 @@ def test_segments_lie_on_the_frames_of_their_slices(tmp_path, code):
 
 
 def test_what_reads_for_training_finds_the_same(tmp_path):
-  series(tmp_path)
+  dicom_files.save_patient(tmp_path)
   write(tmp_path, tmp_path / "seg.dcm")
   triplets, faults = volume_files.read(
     dicom.open_source(tmp_path, sources.Options())
@@ -66,6 +57,12 @@ def test_what_reads_for_training_finds_the_same(tmp_path):
     masks = dict(zip(triplet.classes, triplet.masks_GIJ, strict=True))
     z = int(triplet.id[-4:])
     np.testing.assert_array_equal(masks["body"], labels_ZIJ[z] > 0)
+
+
+def test_the_standard_s_own_checker_finds_no_fault(tmp_path):
+  dicom_files.save_patient(tmp_path / "series")
+  write(tmp_path / "series", tmp_path / "seg.dcm")
+  assert dicom_files.faults(tmp_path / "seg.dcm") == []
 
 
 def test_frames_of_one_file_keep_their_order(tmp_path):
@@ -89,7 +86,7 @@ def test_frames_of_one_file_keep_their_order(tmp_path):
 
 
 def test_images_without_names_get_segmentations_too(tmp_path):
-  _, datasets = series(tmp_path / "series")
+  _, datasets = dicom_files.save_patient(tmp_path / "series")
   for number, dataset in enumerate(datasets):
     for name in ("PatientName", "AccessionNumber", "StudyID", "StudyTime"):
       delattr(dataset, name)
@@ -100,8 +97,8 @@ def test_images_without_names_get_segmentations_too(tmp_path):
 
 
 def test_a_folder_of_two_series_is_refused(tmp_path):
-  series(tmp_path / "one")
-  series(tmp_path / "two")
+  dicom_files.save_patient(tmp_path / "one")
+  dicom_files.save_patient(tmp_path / "two")
   with pytest.raises(DataError, match="found 2"):
     scans.open_scan(tmp_path, "kidney")
 

@@ -15,7 +15,7 @@ from rcmed_jax.eval.evaluate import EvalConfig, evaluate
 from rcmed_jax.model import rcmed
 from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.parallel import rules
-from rcmed_jax.serve.assistant import Assistant
+from rcmed_jax.serve.assistant import Assistant, Question, Sampling
 
 SAMPLES = 101
 LENGTHS = (112, 128, 160)
@@ -100,3 +100,41 @@ def test_devices_and_requests_under_way_change_no_byte(world, tmp_path):
   assert wanted["metrics--test.jsonl"].count(b'"present": true') > SAMPLES / 2
   for files in outputs.values():
     assert files == wanted
+
+
+@pytest.mark.heavy
+def test_weights_in_parts_say_the_same_as_on_one_device(world):
+  """Told as it grows or not, greedy or drawn, after images were kept."""
+  items, tokenizer, model = world
+  graphdef, weights = nnx.split(model)
+  questions = [
+    Question(
+      item.load().image_IJC,
+      "Where is the liver?",
+      sampling=Sampling(temperature=number % 2, seed=number, grammar=True),
+    )
+    for number, item in enumerate(items[:12])
+  ]
+  said = []
+  for sizes in (None, meshes.MeshConfig(data=2, fsdp=2, tensor=2)):
+    held = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf, weights))
+    if sizes is not None:
+      held = answering._placed(held, meshes.make_mesh(sizes))
+    answers = Assistant(
+      held,
+      tokenizer,
+      image_size=toy.IMAGE_SIZE,
+      lengths=LENGTHS,
+      rows=2,
+      max_new=8,
+    )
+    said.append([one.text for one in answers.ask_many(questions)])
+    told = []
+    again = dict(
+      answers.stream(
+        questions, told=lambda *words, told=told: told.append(words)
+      )
+    )
+    assert [again[number].text for number in range(12)] == said[-1]
+    assert len(told) > len(questions)
+  assert said[0] == said[1]
