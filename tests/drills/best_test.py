@@ -21,23 +21,22 @@ def judged(tmp_path):
   phantoms.write(tmp_path / "held_out", 9, seed=1)
   return (
     f"--config.data.validation={tmp_path / 'held_out/image2label_train.json'}",
-    *("--config.train.eval_every=3", "--config.train.keep_best=1"),
+    *("--config.train.eval_every=3", "--config.train.keep_best=2"),
     *("--config.train.keep=1", "--config.train.metric=bce"),
-    "--config.optimizer.learning_rate=1e-4",
   )
 
 
 def test_the_best_is_the_same_and_can_be_asked(
-  judged, data, afresh, tmp_path, monkeypatch
+  judged, data, go_on, tmp_path, monkeypatch
 ):
   whole, torn = tmp_path / "whole", tmp_path / "torn"
-  assert afresh(whole, *judged) == 0
+  assert go_on(whole, *judged) == 0
   child = drilling.start(drilling.flags(torn, data, *judged))
   wanted = random.randrange(3, drilling.STEPS)
   drilling.wait(child, lambda: len(drilling.rows(torn)) >= wanted)
   child.kill()
   drilling.finish(child)
-  assert afresh(torn, *judged) == 0
+  assert go_on(torn, *judged) == 0
   drilling.assert_as_if_nothing_had_happened(torn, whole)
 
   values = {
@@ -46,10 +45,10 @@ def test_the_best_is_the_same_and_can_be_asked(
     if "validation/bce" in row
   }
   assert list(values) == [3, 6, 9, 12]
-  best = min(values, key=values.get)
+  best, second, *_ = sorted(values, key=values.get)
   with checkpoints.Checkpoints(torn) as saved:
     assert saved.best() == best
-    assert saved.all_steps() == sorted({best, drilling.STEPS})
+    assert saved.all_steps() == sorted({best, second, drilling.STEPS})
     wanted = saved.weights(step=best)
   assert answering.identity(torn, best=True).endswith(f"step {best}")
   monkeypatch.setattr(
