@@ -11,18 +11,21 @@ READY := $(VENV)/ready
 REFERENCE := $(VENV)/reference
 COMPILER := $(VENV)/compiler
 LAUNCH := $(VENV)/launch
+BROWSING := $(VENV)/browsing
+PAGE := rcmed_jax/serve/page
+NODE_PACKAGES := .cache/page
 
-.PHONY: demo test heavy lint lock audit reference clean
+.PHONY: demo test heavy lint lock audit page reference clean
 
 demo: $(READY)
 	$(RUN) rcmed_jax demo
 
-test: $(READY) $(REFERENCE) $(COMPILER) $(LAUNCH)
+test: $(READY) $(REFERENCE) $(COMPILER) $(LAUNCH) $(BROWSING)
 	$(RUN) pytest -n $(JOBS) --cov=rcmed_jax --cov-fail-under=85
 	$(MAKE) lint
 
 # pytest leaves with 5 where it found no test.
-heavy: $(READY) $(REFERENCE) $(COMPILER) $(LAUNCH)
+heavy: $(READY) $(REFERENCE) $(COMPILER) $(LAUNCH) $(BROWSING)
 	$(RUN) pytest -m heavy || test $$? -eq 5
 
 lint: $(READY)
@@ -31,6 +34,16 @@ lint: $(READY)
 	$(RUN) pyright --pythonpath $(VENV)/bin/python
 
 reference: $(REFERENCE)
+
+# The web page that `rcmed serve` shows; wants Node 18 or newer and npm.
+page: $(PAGE)/dist/index.html
+
+$(PAGE)/dist/index.html: $(wildcard $(PAGE)/*.*)
+	mkdir -p $(NODE_PACKAGES)
+	cp $(PAGE)/package.json $(PAGE)/package-lock.json $(NODE_PACKAGES)
+	cd $(NODE_PACKAGES) && npm ci --ignore-scripts --no-audit --no-fund
+	NODE_PATH=$(abspath $(NODE_PACKAGES)/node_modules) \
+	  node $(PAGE)/build.mjs $(abspath $(PAGE)/dist)
 
 # The newest versions that fit, for every platform and Python at once; of
 # PyTorch the CPU build, wherever UV_FIND_LINKS or UV_INDEX says it is.
@@ -51,6 +64,10 @@ lock: $(READY)
 	  --constraint requirements.lock --python-version 3.11 --no-annotate \
 	  --generate-hashes --no-emit-index-url --no-header \
 	  --output-file requirements-launch.lock
+	$(RUN) uv pip compile --quiet --upgrade --group page \
+	  --constraint requirements.lock --python-version 3.11 --no-annotate \
+	  --generate-hashes --no-emit-index-url --no-header \
+	  --output-file requirements-page.lock
 	$(VENV)/bin/python docs/licences.py
 
 # Known weaknesses of all that is locked, in the words of an advisory service:
@@ -58,7 +75,8 @@ lock: $(READY)
 # test; what the service does not know fails, and is not taken for clean.
 AUDIT := .cache/audit
 LOCKS := requirements.lock requirements-launch.lock \
-  requirements-reference.lock requirements-compiler.lock
+  requirements-reference.lock requirements-compiler.lock \
+  requirements-page.lock
 audit:
 	$(PYTHON) -m venv $(AUDIT)
 	$(AUDIT)/bin/python -m pip install --quiet pip-audit
@@ -70,7 +88,7 @@ audit:
 	done
 
 clean:
-	rm -rf $(VENV) .cache .coverage .pytest_cache .ruff_cache dist
+	rm -rf $(VENV) $(PAGE)/dist .cache .coverage .pytest_cache .ruff_cache dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): requirements.lock pyproject.toml
@@ -100,4 +118,11 @@ $(LAUNCH): requirements-launch.lock $(READY)
 	$(RUN) pip install --quiet --no-deps --require-hashes \
 	  -r requirements-launch.lock || echo "No fakes of a cloud here; what needs \
 	  them will be skipped."
+	touch $@
+
+# What drives a browser; the browser itself is the system's.
+$(BROWSING): requirements-page.lock $(READY)
+	$(RUN) pip install --quiet --no-deps --require-hashes \
+	  -r requirements-page.lock || echo "No Playwright here; the page is not \
+	  tried in a browser."
 	touch $@

@@ -19,6 +19,7 @@ LOCKS = {
   "requirements-reference.lock": "tests against PyTorch",
   "requirements-compiler.lock": "compiling for TPUs",
   "requirements-launch.lock": "tests of launch files",
+  "requirements-page.lock": "tests of the page",
 }
 
 # A licence that fills its field with its whole text is named by its first line.

@@ -21,7 +21,7 @@ COMMANDS = {
   "sweep": "train and score the cells of an ablation, seed by seed",
   "compare": "whether one evaluated run is better than another",
   "predict": "ask a trained model about images and volumes",
-  "serve": "answer over HTTP: JSON, OpenAI's API, MONAI Label",
+  "serve": "answer over HTTP, with a web page; or as MCP tools",
   "adapt": "teach a new class from examples, without training",
   "convert": "take in a PyTorch checkpoint, or give one out",
   "plan": "memory, traffic and speed of a step on chips not rented yet",

@@ -37,6 +37,10 @@ def test_wheel_holds_package_and_configs_and_no_tests(wheel):
   }
   assert expected <= held
   assert all(name.startswith("rcmed_jax/") for name in held)
+  page = imports.PACKAGE / "serve" / "page"
+  built = {path.name for path in page.glob("dist/*")}
+  inside = {name for name in held if name.startswith("rcmed_jax/serve/page/")}
+  assert inside == {f"rcmed_jax/serve/page/dist/{name}" for name in built}
 
 
 def test_wheel_has_the_command_and_the_licence(wheel):

@@ -29,6 +29,9 @@ OTHER_KEY = "another-key-long-enough"
 class Assistant:
   """Says "bright" for pixels whose red is above 127; absent if there are none.
 
+  Args:
+    answer: what a question is answered with, in the place of that.
+
   Attributes:
     batches: how many questions each batch held.
     texts: all that was asked.
@@ -37,9 +40,10 @@ class Assistant:
     said: words that are told wait for it, from the third on.
   """
 
-  def __init__(self, rows=4, batch_s=0.0):
+  def __init__(self, rows=4, batch_s=0.0, answer=None):
     self.rows = rows
     self.max_new = 50
+    self._answer = answer or bright
     self.batches = []
     self.texts = []
     self.questions = []
@@ -72,7 +76,7 @@ class Assistant:
       for number, question in batch:
         self.texts.append(question.text)
         self.questions.append(question)
-        found = answer(question)
+        found = self._answer(question)
         if told is not None:
           self._tell(told, number, question, found.text)
         yield number, found
@@ -88,7 +92,7 @@ class Assistant:
       told(number, " ".join(words[:count]))
 
 
-def answer(question):
+def bright(question):
   mask_IJ = question.image_IJC[..., 0] > 127
   box = None
   if mask_IJ.any():
@@ -130,7 +134,15 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-  assistant=None, *, keys=None, most=64, origins=(), hosts=(), **changes
+  assistant=None,
+  *,
+  keys=None,
+  most=64,
+  origins=(),
+  hosts=(),
+  ask_volume=None,
+  classes=("bright",),
+  **changes,
 ):
   """A server on a port of its own, in a thread, ready."""
   assistant = assistant or Assistant()
@@ -143,7 +155,7 @@ def running(
     keys=limits.Keys(keys),
     name=NAME,
     modalities=("X-Ray",),
-    classes=("bright",),
+    classes=classes,
   )
   with tempfile.TemporaryDirectory() as folder:
     app = server.Application(
@@ -151,6 +163,7 @@ def running(
       shelf.Shelf(pathlib.Path(folder) / "shelf"),
       origins=origins,
       hosts=hosts,
+      ask_volume=ask_volume,
       metrics=metrics,
       log=lambda **fields: log.append(fields),
     )

@@ -5,24 +5,29 @@ from collections.abc import Sequence
 import importlib
 import ipaddress
 import pathlib
+import sys
 import tempfile
-from types import ModuleType
 from typing import Any
 
 from etils import epath
 
-from rcmed_jax.apps import answering, predict_tasks, runs
+from rcmed_jax.apps import answering, predict_tasks, runs, serve_volumes
 from rcmed_jax.data import extras
+from rcmed_jax.eval import overlays
 from rcmed_jax.serve import engine, new_classes
 
 _EXAMPLE = """\
-paths: POST /v1/segment, POST /v1/chat/completions, GET /v1/models,
-/capabilities, /healthz, /readyz, /metrics, and those of MONAI Label, which 3D
-Slicer asks.
+paths: / (a web page), POST /v1/segment, POST /v1/segment_volume,
+POST /v1/chat/completions, GET /v1/models, /capabilities, /healthz, /readyz,
+/metrics, and those of MONAI Label, which 3D Slicer asks.
 
   rcmed serve --workdir runs/first
   curl -F image=@scan.png -F prompt='Where is the liver?' \\
     http://127.0.0.1:8000/v1/segment
+
+With --mcp, tools for a language model over standard input and output:
+
+  rcmed serve --workdir runs/first --mcp --mcp-images scans
 
 A file of keys holds a NAME and a KEY a line; a key is 16 characters or more.
 """
@@ -41,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
     "uvicorn",
   ):
     extras.load(package, "The server", "serve")
+  if args.mcp:
+    return _answer_tools(args)
   # Its parts need these packages, `rcmed serve --help` does not.
   serve = importlib.import_module("rcmed_jax.serve.server")
   keys = serve.limits.Keys()
@@ -51,7 +58,8 @@ def main(argv: Sequence[str]) -> int:
       f"--host={args.host} can be reached from elsewhere: give --keys=FILE, or "
       "--no-keys if everybody there may ask."
     )
-  service, metrics = _service(args, serve, keys)
+  metrics = serve.telemetry.Metrics()
+  service = _service(args, keys, metrics.rows.observe)
   with tempfile.TemporaryDirectory() as scratch:
     kept = serve.shelf.Shelf(
       args.files or pathlib.Path(scratch),
@@ -64,6 +72,7 @@ def main(argv: Sequence[str]) -> int:
       kept,
       origins=tuple(args.origin),
       hosts=() if keys or not _is_own(args.host) else _OWN,
+      ask_volume=serve_volumes.ask_volume,
       metrics=metrics,
     )
     dropped = serve.run(
@@ -72,49 +81,68 @@ def main(argv: Sequence[str]) -> int:
   return 1 if dropped else 0
 
 
-def _service(
-  args: argparse.Namespace, serve: ModuleType, keys: Any
-) -> tuple[Any, Any]:
-  """What answers, and its metrics.
-
-  Args:
-    serve: `serve.server`, whose parts are used.
-    keys: of those who may ask.
-  """
-  told = serve.limits.Limits(
-    body_bytes=args.most_mb * serve.limits.MEGABYTE,
-    upload_bytes=args.most_upload_mb * serve.limits.MEGABYTE,
+def _service(args: argparse.Namespace, keys: Any, batched: Any) -> Any:
+  """What requests are answered with; the model is read from disk."""
+  limits = importlib.import_module("rcmed_jax.serve.limits")
+  asking = importlib.import_module("rcmed_jax.serve.asking")
+  told = limits.Limits(
+    body_bytes=args.most_mb * limits.MEGABYTE,
+    upload_bytes=args.most_upload_mb * limits.MEGABYTE,
     pixels=args.most_pixels,
     answer_s=args.answer_s,
     rate=args.rate,
   )
   workdir = args.workdir or runs.newest()
+  trained = predict_tasks.trained(workdir)
+  own = [new_classes.load(path).name for path in args.classes]
   assistant = answering.load_assistant(
     workdir,
     rows=args.rows,
     classes=args.classes,
     in_int8=args.int8,
   )
-  trained = predict_tasks.trained(workdir)
-  metrics = serve.telemetry.Metrics()
-  service = serve.asking.Service(
+  return asking.Service(
     engine=engine.Engine(
       assistant,
       most=args.most_waiting,
-      batched=metrics.rows.observe,
+      batched=batched,
       # All new classes share one program.
-      warm=[new_classes.load(path).name for path in args.classes[:1]],
+      warm=own[:1],
     ),
     limits=told,
     keys=keys,
     name=args.name,
     modalities=tuple(sorted(trained)),
-    classes=tuple(
-      sorted({name for names in trained.values() for name in names})
+    classes=(
+      *own,
+      *sorted({one for names in trained.values() for one in names}),
     ),
     log_prompts=args.log_prompts,
   )
-  return service, metrics
+
+
+def _answer_tools(args: argparse.Namespace) -> int:
+  """Serves MCP until standard input ends."""
+  extras.load("mcp.server.mcpserver", "Tools for language models", "serve")
+  tools = importlib.import_module("rcmed_jax.serve.mcp_tools")
+  limits = importlib.import_module("rcmed_jax.serve.limits")
+  folder = args.mcp_images
+  if folder is not None and not folder.is_dir():
+    raise ValueError(f"--mcp-images={folder} is no folder.")
+  faults: list[Exception] = []
+
+  def load() -> Any:
+    try:
+      made = _service(args, limits.Keys(), lambda count: None)
+      made.engine.start()
+      return made
+    except Exception as error:
+      print(f"rcmed serve: {error}", file=sys.stderr, flush=True)
+      faults.append(error)
+      raise
+
+  tools.make(load, folder=folder, paint=overlays.painted).run()
+  return 1 if faults else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,6 +161,13 @@ def _parser() -> argparse.ArgumentParser:
   )
   add("--host", default="127.0.0.1", help="address; default: %(default)s")
   add("--port", type=int, default=8000)
+  add("--mcp", action="store_true", help="serve MCP on stdin, and no HTTP")
+  add(
+    "--mcp-images",
+    type=pathlib.Path,
+    metavar="FOLDER",
+    help="images that MCP clients may name; default: they send them",
+  )
   add("--name", default="rcmed", help="of the model, in requests")
   add("--keys", type=pathlib.Path, help="file of those who may ask")
   add("--no-keys", action="store_true", help="everybody may ask")

@@ -110,6 +110,11 @@ def first_fault(error: pydantic.ValidationError) -> BadFieldError:
   return BadFieldError(field, fault["msg"])
 
 
+def of_data(error: DataError) -> str:
+  """The field of a data error, and what it says without its path."""
+  return f"{error.field}: {without_path(error)}"
+
+
 def add_handlers(app: FastAPI) -> None:
   """Gives all errors of an application their form."""
 
@@ -130,8 +135,7 @@ def add_handlers(app: FastAPI) -> None:
 
   @app.exception_handler(DataError)
   def _(request: Request, error: DataError) -> JSONResponse:
-    message = f"{error.field}: {without_path(error)}"
-    return JSONResponse(body(400, message, error.field), 400)
+    return JSONResponse(body(400, of_data(error), error.field), 400)
 
   @app.exception_handler(NotImplementedError)
   def _(request: Request, error: NotImplementedError) -> JSONResponse:

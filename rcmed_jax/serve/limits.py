@@ -19,13 +19,14 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rcmed_jax.serve import errors
+from rcmed_jax.serve import errors, page
 
 MEGABYTE = 1_000_000
 # Of a key; a shorter one can be guessed.
 SHORTEST_KEY = 16
-# What answers without a key: whether the server lives, and how to log in.
-OPEN = ("/healthz", "/readyz", "/auth/", "/auth/token")
+# What answers without a key: whether the server lives, how to log in, and the
+# page that asks for the key.
+OPEN = ("/healthz", "/readyz", "/auth/", "/auth/token", *page.PATHS)
 # Bytes a second that a client with much to send has to reach.
 _SLOWEST = MEGABYTE
 # Callers whose rates are remembered; the one that was seen longest ago goes.

@@ -1,10 +1,16 @@
-"""Masks as NIfTI, with the header of the image that they are of."""
+"""Masks and images as NIfTI.
+
+Masks of a NIfTI image get the header of that image; what comes from DICOM gets
+one that says where its voxels lie and nothing else.
+"""
 
 import pathlib
+from typing import Any
 
 import numpy as np
 
 from rcmed_jax.data import extras
+from rcmed_jax.ingest.volumes import geometry
 
 # Text of a header that may name a patient.
 _TEXTS = ("descrip", "aux_file", "intent_name", "db_name")
@@ -46,3 +52,47 @@ def write(
   header.extensions.clear()
   made = kind(values, image.affine, header)
   nibabel.save(made, path)
+
+
+def write_on(path: pathlib.Path, voxels: Any, grid: geometry.Grid) -> None:
+  """Writes voxels on a grid, in millimetres.
+
+  Args:
+    path: ends in .nii or .nii.gz.
+    voxels: bool, whole numbers or float32 in the order of the grid's axes, or
+      what gives slices of them along the first when indexed; or uint8 with a
+      fourth axis of red, green and blue. Whole numbers stay whole.
+  """
+  nibabel = extras.load("nibabel", "NIfTI files", "dicom")
+  slices = (np.asarray(voxels[z]) for z in range(grid.shape[0]))
+  if len(voxels.shape) == 4:
+    made = np.zeros(grid.shape, [(name, np.uint8) for name in "RGB"])
+    for z, values_IJC in enumerate(slices):
+      for place, name in enumerate("RGB"):
+        made[name][z] = values_IJC[..., place]
+  else:
+    made = np.zeros(grid.shape, _smallest(voxels, grid.shape[0]))
+    for z, values_IJ in enumerate(slices):
+      made[z] = values_IJ
+  image = nibabel.Nifti1Image(made, grid.affine)
+  image.set_qform(grid.affine, code="scanner")
+  image.set_sform(grid.affine, code="scanner")
+  image.header.set_xyzt_units("mm")
+  nibabel.save(image, path)
+
+
+def _smallest(voxels: Any, depth: int) -> np.dtype:
+  """A kind that readers of NIfTI know, and that loses nothing."""
+  if isinstance(voxels, np.ndarray) and voxels.dtype == bool:
+    return np.dtype(np.uint8)
+  low, high, whole = 0.0, 0.0, True
+  for z in range(depth):
+    values = np.asarray(voxels[z])
+    low = min(low, float(values.min()))
+    high = max(high, float(values.max()))
+    whole = whole and bool((values == np.rint(values)).all())
+  for kind in (np.uint8, np.int16, np.uint16, np.int32):
+    span = np.iinfo(kind)
+    if whole and span.min <= low and high <= span.max:
+      return np.dtype(kind)
+  return np.dtype(np.float32)

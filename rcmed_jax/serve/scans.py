@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import dataclasses
 import pathlib
 import re
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +60,8 @@ class Scan:
   order: tuple[int, ...] = ()
   # Files beside the series that are none of it, or cannot be read.
   faults: tuple[DataError, ...] = dataclasses.field(default=(), repr=False)
+  # Of a series, what was measured, in the order of the file's axes.
+  values: Callable[[], Any] | None = dataclasses.field(default=None, repr=False)
 
   @property
   def voxel_mm3(self) -> float | None:
@@ -184,6 +187,7 @@ def _dicom(path: pathlib.Path, text: str, looking: Looking) -> Scan:
     tuple(file.path for file in unit.files),
     stack.order,
     tuple(faults),
+    lambda: unit.values(stack),
   )
 
 

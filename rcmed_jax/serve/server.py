@@ -30,9 +30,11 @@ from rcmed_jax.serve import (
   errors,
   limits,
   monailabel,
+  page,
   payload,
   shelf,
   telemetry,
+  volume_api,
 )
 
 # For a client to send a request's first line and headers.
@@ -51,6 +53,7 @@ class Application:
     kept: where clients' files lie.
     origins: whose pages may ask, "https://viewer.example.org".
     hosts: see `limits.Gate`.
+    ask_volume: see `volume_api.AskVolume`.
     metrics: of the engine and of this.
     log: takes the fields of an event.
 
@@ -65,13 +68,17 @@ class Application:
     *,
     origins: tuple[str, ...] = (),
     hosts: tuple[str, ...] = (),
+    ask_volume: volume_api.AskVolume | None = None,
     metrics: telemetry.Metrics | None = None,
     log: Callable[..., None] = telemetry.write_line,
   ):
     metrics = metrics or telemetry.Metrics()
     self.service = service
     self.log = log
-    inner: ASGIApp = _paths(service, kept, metrics)
+    made = _paths(service, kept, metrics)
+    made.include_router(volume_api.router(service, kept, ask_volume))
+    made.include_router(page.router())
+    inner: ASGIApp = made
     if origins:
       inner = CORSMiddleware(
         inner,

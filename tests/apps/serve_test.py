@@ -7,7 +7,7 @@ import pytest
 import served
 
 from rcmed_jax.apps import answering, predict_tasks, serve
-from rcmed_jax.serve import engine, server, shelf
+from rcmed_jax.serve import engine, mcp_tools, server, shelf
 
 TRAINED = {"X-Ray": ("heart", "lung"), "pet": ("heart",)}
 
@@ -78,6 +78,62 @@ def test_on_its_own_machine_it_needs_no_key(begun, host):
   refused = app.gate._refused
   scope = {"path": "/info/", "headers": [(b"host", b"evil.example:80")]}
   assert refused(scope).status_code == 403
+
+
+def test_the_classes_of_training_are_told(begun, monkeypatch):
+  tasks = [
+    {"modality": "MR", "class": "liver", "images": 3},
+    {"modality": "CT", "class": "spleen", "images": 9},
+    {"modality": "CT", "class": "liver", "images": 8},
+  ]
+  told = [(predict_tasks.TRAINED, tasks), (predict_tasks.KNOWN, tasks)]
+  monkeypatch.setattr(predict_tasks, "tasks", lambda workdir: told.pop(0))
+  service = begun()["app"].service
+  assert service.classes == ("liver", "spleen")
+  assert service.modalities == ("CT", "MR")
+  assert begun()["app"].service.classes == ()
+
+
+def test_tools_are_served_where_they_are_asked_for(
+  begun, monkeypatch, tmp_path
+):
+  seen = {}
+
+  class Made:
+    def run(self):
+      seen["service"] = seen["load"]()
+
+  def make(load, **told):
+    seen.update(load=load, **told)
+    return Made()
+
+  monkeypatch.setattr(mcp_tools, "make", make)
+  begun("--mcp", f"--mcp-images={tmp_path}", "--most-pixels=99")
+  assert seen["folder"] == tmp_path
+  assert seen["service"].limits.pixels == 99
+  seen["service"].engine.stop()
+  with pytest.raises(ValueError, match="no folder"):
+    begun("--mcp", f"--mcp-images={tmp_path / 'none'}")
+
+
+def test_a_model_that_cannot_be_loaded_ends_in_an_exit_code(
+  monkeypatch, capsys
+):
+  def load(workdir, **told):
+    raise FileNotFoundError("there is no run")
+
+  def make(load, **told):
+    class Made:
+      def run(self):
+        with pytest.raises(FileNotFoundError):
+          load()
+
+    return Made()
+
+  monkeypatch.setattr(answering, "load_assistant", load)
+  monkeypatch.setattr(mcp_tools, "make", make)
+  assert serve.main(["--mcp", "--workdir=runs/one"]) == 1
+  assert "there is no run" in capsys.readouterr().err
 
 
 def test_limits_are_above_zero(begun):

@@ -179,6 +179,21 @@ class Unit:
     """How faults name it: by its first file."""
     return self.files[0].where
 
+  def values(self, stack: dicom_stack.Stack) -> Any:
+    """Measured values, or uint8 colours, in the order of a stack of its frames.
+
+    Raises:
+      DataError: they cannot be read.
+    """
+    headers = [dicom_file.read_header(file) for file in self.files]
+    return privacy.attempt(
+      self.where,
+      "image",
+      "it cannot be read",
+      "Get the files again, or leave them out",
+      lambda: self._pixels(headers, stack)[0],
+    )
+
   def _open(self, faults: sources.Faults) -> volumes.Volume:
     if not self.modality:
       raise DataError(
