@@ -182,11 +182,11 @@ def runs(mask_IJ: np.ndarray) -> list[int]:
 
 async def _read(request: Request, most_pixels: int) -> tuple[Wanted, bytes]:
   """What is wanted, and the image's bytes."""
-  kind = request.headers.get("content-type", "").partition(";")[0].strip()
+  kind = request.headers.get("content-type", "").lower()
   try:
-    if kind.lower() != "application/json":
+    if kind.startswith("multipart/"):
       return await _read_form(request, most_pixels)
-    body = SegmentBody.model_validate_json(await request.body())
+    body = SegmentBody.model_validate_json(await forms.json_of(request))
   except pydantic.ValidationError as error:
     raise errors.first_fault(error) from None
   wanted = Wanted(**body.model_dump(exclude={"image"}))

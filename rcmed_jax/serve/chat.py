@@ -140,7 +140,7 @@ def router(service: asking.Service) -> APIRouter:
   )
   async def complete(request: Request) -> Response:
     try:
-      asked = ChatBody.model_validate_json(await request.body())
+      asked = ChatBody.model_validate_json(await forms.json_of(request))
     except pydantic.ValidationError as error:
       raise errors.first_fault(error) from None
     if asked.model != service.name:

@@ -142,8 +142,9 @@ def test_words_come_while_the_answer_is_written(at, client):
 def test_a_client_that_leaves_a_stream_is_noticed(at, client):
   at.assistant.said.clear()
   reply = _opened(at)
-  assert next(reply.iter_lines())
-  assert at.app.gate.inside == 1
+  lines = reply.iter_lines()  # whose end would close the connection
+  assert next(lines)
+  served.until(lambda: at.app.gate.inside == 1)
   reply.close()
   served.until(lambda: at.app.gate.inside == 0)
   at.assistant.said.set()

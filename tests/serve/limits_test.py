@@ -1,5 +1,6 @@
 """What hostile or hasty clients meet."""
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -15,8 +16,9 @@ import numpy as np
 import pytest
 import requests
 import served
+from starlette.requests import Request
 
-from rcmed_jax.serve import limits, server
+from rcmed_jax.serve import forms, limits, server
 
 
 def _chunk(kind, data):
@@ -64,6 +66,15 @@ def test_large_bodies_and_images_are_refused():
     for sides in ((60_000, 60_000), (2**31 - 1, 2**31 - 1), (200, 200)):
       assert _post(at, _bomb(*sides)).status_code in (400, 413), sides
     assert time.monotonic() - began < 5
+    # What a form may send, JSON may not, whatever it says to be.
+    for path in ("/v1/segment", "/v1/chat/completions"):
+      reply = requests.post(
+        at.url + path,
+        data=b" " * 150_000,
+        headers={"Content-Type": "multipart/form-data; boundary=x"},
+        timeout=20,
+      )
+      assert reply.status_code in (400, 415)
     # Without a length, the bytes themselves are counted.
     chunks = (bytes(10_000) for _ in range(100))
     try:
@@ -329,6 +340,24 @@ def test_a_slow_but_steady_upload_is_taken():
         time.sleep(0.1)
       # Later than 0.3 s, and refused for what it holds alone.
       assert b" 400 " in one.recv(65536)
+
+
+@pytest.mark.parametrize(("size", "rolled"), [(1000, False), (100_000, True)])
+def test_files_of_a_form_go_to_disk(size, rolled):
+  """A series of small slices would otherwise be held in memory, all of it."""
+  body = (
+    b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    + bytes(size)
+    + b"\r\n--x--\r\n"
+  )
+
+  async def receive():
+    return {"type": "http.request", "body": body}
+
+  head = (b"content-type", b"multipart/form-data; boundary=x")
+  request = Request({"type": "http", "headers": [head]}, receive)
+  form = asyncio.run(forms.form_of(request))
+  assert forms.file_of(form, "file").file._rolled is rolled
 
 
 @pytest.mark.parametrize(
