@@ -8,10 +8,10 @@
    `rcmed_jax.Assistant` answers them, masks on the image's grid included.
 
 The model is random, of a size that two cores can run: 1,024 visual tokens, as
-the released 7B has, and an encoder with about the 7B's share of the work. Each
-case is compiled before it is timed; cases take turns, and a round's ratio is
-of neighbours. Wall time says little on a machine with other users: CPU seconds
-of the process are what to read.
+the released 7B has, and encoder and mask decoder with about the 7B's share of
+the work. Each case is compiled before it is timed; cases take turns, and a
+round's ratio is of neighbours. Wall time says little on a machine with other
+users: CPU seconds of the process are what to read.
 """
 
 import argparse
@@ -37,6 +37,7 @@ from rcmed_jax.model import flops, generate, presets, sampling
 from rcmed_jax.model.config import (
   ImageEncoderConfig,
   LanguageConfig,
+  MaskDecoderConfig,
   ModelConfig,
 )
 from rcmed_jax.model.rcmed import RCMed
@@ -44,8 +45,10 @@ from rcmed_jax.serve.assistant import Assistant, Question, Sampling
 
 LENGTH = 128  # tokens of a padded prompt
 NEW = 64
-# A question about one class is answered with some twenty tokens.
-ANSWERS = (20, NEW)
+TARGETS = 8  # masks of an answer, as the assistant's default
+# The first token, with which a text begins to be shown; a question about one
+# class, answered with some twenty; a description.
+ANSWERS = (1, 20, NEW)
 QUESTIONS = ("liver", "left kidney", "spleen", "pancreas")
 
 
@@ -81,6 +84,7 @@ def _config(vocabulary: int) -> ModelConfig:
     language=LanguageConfig(
       vocabulary=vocabulary, width=512, depth=10, heads=8, hidden=1408
     ),
+    decoder=MaskDecoderConfig(width=64, hidden=512),
   )
 
 
@@ -100,9 +104,11 @@ def _random(config: ModelConfig) -> RCMed:
 
 
 def _introduce(config: ModelConfig, model: RCMed) -> None:
-  def share(config: ModelConfig) -> tuple[float, float]:
-    parts = flops.forward(config, LENGTH)
-    return parts["encoder"], parts["encoder"] / sum(parts.values())
+  def work(config: ModelConfig) -> str:
+    parts = flops.forward(config, LENGTH, TARGETS)
+    whole = sum(parts.values())
+    shares = (f"{name} {part / whole:.1%}" for name, part in parts.items())
+    return f"{whole / 1e9:.0f} GFLOP: {', '.join(shares)}"
 
   counts = {
     name: sum(leaf.size for leaf in jax.tree.leaves(nnx.state(part)))
@@ -112,7 +118,6 @@ def _introduce(config: ModelConfig, model: RCMed) -> None:
       ("language", model.language),
     )
   }
-  ours, full = share(config), share(presets.SYRE_7B)
   versions = ", ".join(
     f"{name} {importlib.metadata.version(name)}"
     for name in ("jax", "jaxlib", "flax", "numpy")
@@ -125,11 +130,9 @@ def _introduce(config: ModelConfig, model: RCMed) -> None:
     "parameters: "
     + ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in counts.items())
   )
-  print(
-    f"{config.visual_tokens} visual tokens; the encoder has "
-    f"{ours[1]:.0%} of a prompt's work ({ours[0] / 1e9:.0f} GFLOP), the 7B's "
-    f"{full[1]:.0%}"
-  )
+  print(f"{config.visual_tokens} visual tokens; a prompt and its masks take")
+  print(f"  here {work(config)}")
+  print(f"  the 7B {work(presets.SYRE_7B)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +247,12 @@ def _cached(model: RCMed, tokenizer: tokens.Tokenizer, rounds: int) -> None:
 def _second(model: RCMed, tokenizer: tokens.Tokenizer, rounds: int) -> None:
   """Case 2."""
   assistant = Assistant(
-    model, tokenizer, image_size=1024, lengths=(LENGTH,), max_new=NEW
+    model,
+    tokenizer,
+    image_size=1024,
+    lengths=(LENGTH,),
+    max_new=NEW,
+    max_targets=TARGETS,
   )
   rng = np.random.default_rng(2)
   for new in ANSWERS:

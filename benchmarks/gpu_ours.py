@@ -282,10 +282,10 @@ def _decode(
 def _cache(config: configs.ModelConfig, rows: int, slots: int) -> Cache:
   language = config.language
   shape = (
-    language.depth,
     rows,
-    slots,
+    language.depth,
     language.heads,
+    slots,
     language.width // language.heads,
   )
   key, value = (jnp.zeros(shape, config.dtype) for _ in range(2))

@@ -10,11 +10,18 @@ import time
 import cv2
 import numpy as np
 
-from rcmed_jax.serve import asking, engine, limits, server, shelf, telemetry
-from rcmed_jax.serve.assistant import Answer, Found
+from rcmed_jax.serve import (
+  asking,
+  batches,
+  engine,
+  limits,
+  server,
+  shelf,
+  telemetry,
+)
+from rcmed_jax.serve.questions import Answer, Found, Tokens
 
 NAME = "rcmed"
-ANSWER_VOLUME = None  # what `running` gives the server
 KEY = "a-key-that-is-long-enough"
 OTHER_KEY = "another-key-long-enough"
 
@@ -28,33 +35,61 @@ class Assistant:
   Attributes:
     batches: how many questions each batch held.
     texts: all that was asked.
+    questions: likewise, whole.
     free: batches wait for it.
+    said: words that are told wait for it, from the third on.
   """
 
   def __init__(self, rows=4, batch_s=0.0, answer=None):
     self.rows = rows
+    self.max_new = 50
     self._answer = answer or bright
     self.batches = []
     self.texts = []
+    self.questions = []
     self.free = threading.Event()
     self.free.set()
+    self.said = threading.Event()
+    self.said.set()
     self._batch_s = batch_s
 
-  def stream(self, questions, *, ahead=1):
+  def kind(self, question):
+    """Long questions are of another kind than short ones."""
+    whole = [
+      question.text,
+      *(text for turn in question.earlier for text in turn),
+    ]
+    if max(map(len, whole)) > 600:
+      raise ValueError("the prompt is longer than 600 characters.")
+    return len(question.text) > 60
+
+  def stream(self, questions, *, ahead=1, told=None):
     questions = list(questions)
     for question in questions:
-      if len(question.text) > 600:
-        raise ValueError("the prompt is longer than 600 characters.")
+      self.kind(question)
       if "fault" in question.text:
         raise RuntimeError("out of memory")
-    for first in range(0, len(questions), self.rows):
-      batch = questions[first : first + self.rows]
+    for _, batch in batches.batches(questions, self.kind, self.rows):
       self.batches.append(len(batch))
       self.free.wait()
       time.sleep(self._batch_s)
-      for number, question in enumerate(batch, first):
+      for number, question in batch:
         self.texts.append(question.text)
-        yield number, self._answer(question)
+        self.questions.append(question)
+        found = self._answer(question)
+        if told is not None:
+          self._tell(told, number, question, found.text)
+        yield number, found
+
+  def _tell(self, told, number, question, text):
+    """Word by word; from the third on they wait for `said`."""
+    words = text.split(" ")
+    for count in range(1, len(words) + 1):
+      if count > 2:
+        self.said.wait()
+        if "break" in question.text:
+          raise RuntimeError("out of memory")
+      told(number, " ".join(words[:count]))
 
 
 def bright(question):
@@ -68,7 +103,10 @@ def bright(question):
   text += " <p> bright </p> [SEG]." if there else " no <p> bright </p>."
   mask = mask_IJ if there else None
   found = Found("bright", there, mask, box, 0.75 if there else 0.0)
-  return Answer(text, "X-Ray", (found,))
+  asked, said = len(question.text.split()), len(text.split())
+  most = question.sampling.max_new or said
+  counts = Tokens(asked, said, said <= most)
+  return Answer(text, "X-Ray", (found,), tokens=counts)
 
 
 def image(x0=4, y0=8, x1=20, y1=16, shape=(32, 48)):
@@ -116,6 +154,7 @@ def running(
     limits=limits.Limits(**told),
     keys=limits.Keys(keys),
     name=NAME,
+    modalities=("X-Ray",),
     classes=classes,
   )
   with tempfile.TemporaryDirectory() as folder:
@@ -124,7 +163,6 @@ def running(
       shelf.Shelf(pathlib.Path(folder) / "shelf"),
       origins=origins,
       hosts=hosts,
-      answer_volume=ANSWER_VOLUME,
       ask_volume=ask_volume,
       metrics=metrics,
       log=lambda **fields: log.append(fields),
@@ -139,9 +177,11 @@ def running(
       until(lambda: runner.started and service.engine.ready)
       assistant.batches.clear()
       assistant.texts.clear()
+      assistant.questions.clear()
       yield Running(app, assistant, port, log)
     finally:
       assistant.free.set()
+      assistant.said.set()
       runner.should_exit = True
       thread.join(10)
       service.engine.stop()

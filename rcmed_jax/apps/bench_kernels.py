@@ -204,11 +204,11 @@ def _prefix_shapes(numbers: Mapping[str, int], dtype: Any) -> Shapes:
 
 def _cached_shapes(numbers: Mapping[str, int], dtype: Any) -> Shapes:
   batch, slots, heads, width = (numbers[axis] for axis in "BSNH")
-  cache = jax.ShapeDtypeStruct((batch, slots, heads, width), dtype)
+  cache = jax.ShapeDtypeStruct((batch, heads, slots, width), dtype)
   return dict(
     query_BTNH=jax.ShapeDtypeStruct((batch, 1, heads, width), dtype),
-    key_BSNH=cache,
-    value_BSNH=cache,
+    key_BNSH=cache,
+    value_BNSH=cache,
     length_B=jax.ShapeDtypeStruct((batch,), jnp.int32),
   )
 

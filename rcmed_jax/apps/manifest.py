@@ -20,7 +20,7 @@ import jax
 
 import rcmed_jax
 from rcmed_jax.apps import settings
-from rcmed_jax.data import files, shards
+from rcmed_jax.data import files, mixture, records, shards
 
 RUN = "run.json"
 
@@ -46,6 +46,7 @@ def add_start(
   *,
   source: str | None = None,
   allowed: Sequence[str] = (),
+  items: Sequence[records.Sample] = (),
 ) -> dict[str, Any]:
   """The entry of this start, as it was added to `run.json`.
 
@@ -55,6 +56,7 @@ def add_start(
     command: the arguments of `rcmed train`.
     source: the weights that it began from.
     allowed: settings that may differ from those that the run began with.
+    items: what it trains on.
 
   Raises:
     ValueError: the file holds something else.
@@ -71,6 +73,7 @@ def add_start(
     "code": _code(),
     "versions": _versions(),
     "data": _data(told),
+    "tasks": _tasks(items),
     "seeds": {"train": told.train.seed, "data": told.data.seed},
     "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     "processes": jax.process_count(),
@@ -144,6 +147,14 @@ def _data(told: settings.Settings) -> Mapping[str, str]:
   names = [name for name, _ in told.data.mixture] or [told.data.index]
   names += filter(None, (told.data.descriptions, told.data.validation))
   return {str(name): _digest(str(name)) for name in names}
+
+
+def _tasks(items: Sequence[records.Sample]) -> Mapping[str, Sequence[str]]:
+  """Modality -> its classes: the data may be gone where the run answers."""
+  found: dict[str, set[str]] = {}
+  for (_, modality), names in mixture.class_table(items).items():
+    found.setdefault(modality, set()).update(names)
+  return {modality: sorted(found[modality]) for modality in sorted(found)}
 
 
 def _digest(name: str) -> str:

@@ -235,15 +235,13 @@ def _cache(
   told: Settings, mesh: meshes.AnyMesh, rows: int, slots: int
 ) -> Cache:
   language = told.model.language
-  spec = PartitionSpec(
-    rules.RULES[axes.BATCH], None, None, rules.RULES[axes.HEADS]
-  )
+  spec = PartitionSpec(rules.RULES[axes.BATCH], None, rules.RULES[axes.HEADS])
   one: Any = _shape(
     (
       rows,
       language.depth,
-      slots,
       language.heads,
+      slots,
       language.width // language.heads,
     ),
     told.model.dtype,

@@ -3,7 +3,7 @@
   answer.json            text, targets, modality; of volumes also timings
   overlay.png            of a picture
   mask-N-NAME.png        target N of a picture
-  mask-N-NAME.nii.gz     of a NIfTI volume, on its grid
+  mask-N-NAME.nii.gz     of a NIfTI or NRRD volume, on its grid
   labels.nii.gz          all of them, N + 1 in voxels of N, if none overlap
   segmentation.dcm       of a DICOM series, a segment a target
   structures.dcm         of a DICOM series, where asked for: their contours
@@ -30,6 +30,7 @@ from rcmed_jax.eval import overlays
 from rcmed_jax.serve import (
   dicom_rtstruct_out,
   dicom_seg_out,
+  label_maps,
   nifti_out,
   scans,
   volumes,
@@ -228,9 +229,9 @@ def _write_volume(
     }
     if target.mask is not None and target.shown is not None:
       end = f"{number}-{_safe(target.name)}"
-      if scan.kind == "nifti":
+      if scan.kind != "dicom":
         entry["mask"] = f"mask-{end}.nii.gz"
-        nifti_out.write(out / entry["mask"], target.mask, scan.path)
+        _write_nifti(out / entry["mask"], target.mask, scan)
       else:
         segments.append((target.name, target.mask))
         entry |= {"mask": SEGMENTATION, "segment": len(segments)}
@@ -276,10 +277,10 @@ def _of_volume(
 ) -> dict[str, Any]:
   """What `answer.json` says of volumes alone."""
   labels = None
-  if scan.kind == "nifti":
+  if scan.kind != "dicom":
     labels = volumes.label_map(said.targets)
   if labels is not None:
-    nifti_out.write(out / LABELS, labels, scan.path)
+    _write_nifti(out / LABELS, labels, scan)
   return {
     "labels": None if labels is None else LABELS,
     # Its regions have the numbers of the segments.
@@ -302,6 +303,17 @@ def _options(asked: Asked) -> dict[str, Any]:
     **dataclasses.asdict(asked.looking),
     **dataclasses.asdict(asked.cleanup),
   }
+
+
+def _write_nifti(
+  path: pathlib.Path, voxels: np.ndarray, scan: scans.Scan
+) -> None:
+  """Writes a mask or label map on the grid of the scan's file."""
+  if scan.kind == "nifti":
+    nifti_out.write(path, voxels, scan.path)
+  else:
+    kind = np.uint8 if voxels.dtype == bool else voxels.dtype
+    label_maps.write_volume(path, voxels.astype(kind), scan)
 
 
 def _safe(name: str) -> str:

@@ -6,7 +6,7 @@ import pathlib
 import tempfile
 from typing import Any
 
-from rcmed_jax.apps import runs
+from rcmed_jax.apps import manifest, runs
 from rcmed_jax.data import checks
 from rcmed_jax.eval import registry
 
@@ -64,3 +64,26 @@ def tasks(
     {"modality": modality, "class": name, "images": counts[modality, name]}
     for modality, name in sorted(counts)
   ]
+
+
+def trained(workdir: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
+  """Modality -> the classes that a run was trained on; {} where nothing tells.
+
+  What its starts put down, else what its training data says.
+
+  Args:
+    workdir: of a run or converted checkpoint.
+
+  Raises:
+    FileNotFoundError: as `runs.recorded`.
+    ValueError: as `manifest.read`.
+  """
+  found: dict[str, set[str]] = {}
+  for start in manifest.read(workdir):
+    for modality, names in start.get("tasks", {}).items():
+      found.setdefault(modality, set()).update(names)
+  if not found:
+    source, told = tasks(workdir)
+    for task in told if source == TRAINED else ():
+      found.setdefault(task["modality"], set()).add(task["class"])
+  return {modality: tuple(sorted(names)) for modality, names in found.items()}

@@ -1,11 +1,9 @@
 """`rcmed serve`: a model behind HTTP."""
 
 import argparse
-import collections
 from collections.abc import Sequence
 import importlib
 import ipaddress
-import os
 import pathlib
 import sys
 import tempfile
@@ -63,12 +61,17 @@ def main(argv: Sequence[str]) -> int:
   metrics = serve.telemetry.Metrics()
   service = _service(args, keys, metrics.rows.observe)
   with tempfile.TemporaryDirectory() as scratch:
+    kept = serve.shelf.Shelf(
+      args.files or pathlib.Path(scratch),
+      unpacked_bytes=service.limits.unpacked_bytes,
+    )
+    # Parts of bodies that libraries put aside lie there as well.
+    tempfile.tempdir = str(kept.scratch)
     app = serve.Application(
       service,
-      serve.shelf.Shelf(args.files or pathlib.Path(scratch)),
+      kept,
       origins=tuple(args.origin),
       hosts=() if keys or not _is_own(args.host) else _OWN,
-      answer_volume=serve_volumes.answer_volume,
       ask_volume=serve_volumes.ask_volume,
       metrics=metrics,
     )
@@ -84,12 +87,14 @@ def _service(args: argparse.Namespace, keys: Any, batched: Any) -> Any:
   asking = importlib.import_module("rcmed_jax.serve.asking")
   told = limits.Limits(
     body_bytes=args.most_mb * limits.MEGABYTE,
+    upload_bytes=args.most_upload_mb * limits.MEGABYTE,
     pixels=args.most_pixels,
     answer_s=args.answer_s,
     rate=args.rate,
   )
   workdir = args.workdir or runs.newest()
-  modalities, classes = _known(workdir)
+  trained = predict_tasks.trained(workdir)
+  own = [new_classes.load(path).name for path in args.classes]
   assistant = answering.load_assistant(
     workdir,
     rows=args.rows,
@@ -102,40 +107,18 @@ def _service(args: argparse.Namespace, keys: Any, batched: Any) -> Any:
       most=args.most_waiting,
       batched=batched,
       # All new classes share one program.
-      warm=[new_classes.load(path).name for path in args.classes[:1]],
+      warm=own[:1],
     ),
     limits=told,
     keys=keys,
     name=args.name,
-    modalities=modalities,
-    classes=(*(new_classes.load(path).name for path in args.classes), *classes),
+    modalities=tuple(sorted(trained)),
+    classes=(
+      *own,
+      *sorted({one for names in trained.values() for one in names}),
+    ),
     log_prompts=args.log_prompts,
   )
-
-
-def _known(
-  workdir: str | os.PathLike[str],
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """Modalities and classes that a run was trained on, most images first.
-
-  ((), ()) where its training data is not here.
-  """
-  try:
-    source, tasks = predict_tasks.tasks(workdir)
-  except (ValueError, OSError):
-    return (), ()
-  if source != predict_tasks.TRAINED:
-    return (), ()
-  counts = [collections.Counter[str]() for _ in range(2)]
-  for task in tasks:
-    for count, name in zip(
-      counts, (task["modality"], task["class"]), strict=True
-    ):
-      count[name] += task["images"]
-  modalities, classes = (
-    tuple(name for name, _ in count.most_common()) for count in counts
-  )
-  return modalities, classes
 
 
 def _answer_tools(args: argparse.Namespace) -> int:
@@ -198,7 +181,8 @@ def _parser() -> argparse.ArgumentParser:
   add("--most-waiting", type=int, default=64, help="requests that may wait")
   add("--rate", type=float, default=120.0, help="requests a minute and caller")
   add("--answer-s", type=float, default=120.0, help="longest wait, in seconds")
-  add("--most-mb", type=int, default=64, help="of one request")
+  add("--most-mb", type=int, default=64, help="of one request in memory")
+  add("--most-upload-mb", type=int, default=1000, help="of one form with files")
   add("--most-pixels", type=int, default=40_000_000, help="of one image")
   add("--drain-s", type=float, default=60.0, help="to end in, after SIGTERM")
   add(

@@ -34,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
         argv,
         source=args.source and str(args.source),
         allowed=args.allow,
+        items=run.items,
       )
     )
     train(run, weights, profile=args.profile)

@@ -87,8 +87,8 @@ def causal_attention(
 
 def cached_attention(
   query_BTNH: jax.Array,
-  key_BSNH: jax.Array,
-  value_BSNH: jax.Array,
+  key_BNSH: jax.Array,
+  value_BNSH: jax.Array,
   length_B: jax.Array,
   *,
   implementation: str | None = None,
@@ -102,8 +102,8 @@ def cached_attention(
 
   Args:
     query_BTNH: [B, T, N, H], rotated.
-    key_BSNH: [B, S, N, H], the cache, the new positions' own keys in it.
-    value_BSNH: [B, S, N, H].
+    key_BNSH: [B, N, S, H], the cache, the new positions' own keys in it.
+    value_BNSH: [B, N, S, H].
     length_B: int32[B], filled slots, the first new position's own included.
     implementation: None chooses; "reference" or "cudnn" insist.
 
@@ -118,20 +118,12 @@ def cached_attention(
   if chosen == CUDNN:
     return jax.nn.dot_product_attention(
       query_BTNH,
-      key_BSNH,
-      value_BSNH,
+      key_BNSH.swapaxes(1, 2),
+      value_BNSH.swapaxes(1, 2),
       key_value_seq_lengths=length_B.astype(jnp.int32),
       implementation="cudnn",
     )
-  filled_BT = length_B[:, None] + jnp.arange(query_BTNH.shape[1])[None]
-  slots_S = jnp.arange(key_BSNH.shape[1])
-  return jax.nn.dot_product_attention(
-    query_BTNH,
-    key_BSNH,
-    value_BSNH,
-    mask=slots_S[None, None, None, :] < filled_BT[:, None, :, None],
-    implementation="xla",
-  )
+  return _read_cache(query_BTNH, key_BNSH, value_BNSH, length_B)
 
 
 def refusals(
@@ -168,6 +160,42 @@ def cached_refusals(query_BTNH: Shaped) -> dict[str, str | None]:
     CUDNN: cudnn,
     SPLASH: "its blocks of queries would be empty but for a few positions",
   }
+
+
+def _read_cache(
+  query_BTNH: jax.Array,
+  key_BNSH: jax.Array,
+  value_BNSH: jax.Array,
+  length_B: jax.Array,
+) -> jax.Array:
+  """`cached_attention` in plain XLA.
+
+  Keys stand left of their product and values right of theirs: so the cache
+  lies as a matrix product on CPU wants it, and is not turned around for it.
+  """
+  heads = ((0, 1), (0, 1))
+  query_BNHT = jnp.einsum("BTNH->BNHT", query_BTNH)
+  scores_BNST = jax.lax.dot_general(
+    key_BNSH,
+    query_BNHT,
+    (((3,), (2,)), heads),
+    preferred_element_type=jnp.float32,
+  )
+  slots_S1 = jnp.arange(key_BNSH.shape[2])[:, None]
+  filled_BT = length_B[:, None] + jnp.arange(query_BTNH.shape[1])[None]
+  scores_BNST = jnp.where(
+    slots_S1[None, None] < filled_BT[:, None, None, :],
+    scores_BNST * query_BTNH.shape[-1] ** -0.5,
+    -jnp.inf,
+  )
+  weights_BNST = jax.nn.softmax(scores_BNST, axis=2).astype(value_BNSH.dtype)
+  mixed_BNTH = jax.lax.dot_general(
+    weights_BNST.swapaxes(2, 3),
+    value_BNSH,
+    (((3,), (2,)), heads),
+    preferred_element_type=jnp.float32,
+  )
+  return mixed_BNTH.swapaxes(1, 2).astype(query_BTNH.dtype)
 
 
 def _cudnn(*arrays_BSNH: jax.Array) -> jax.Array:

@@ -26,6 +26,7 @@ from rcmed_jax.parallel.lookup import lookup
 
 # Attention on each device's own rows and heads.
 _ROWS = PartitionSpec(axes.BATCH)
+_ROWS_HEADS = PartitionSpec(axes.BATCH, axes.HEADS)
 _ROWS_SLOTS_HEADS = PartitionSpec(axes.BATCH, None, axes.HEADS)
 _attention = local(
   lambda q_BSNH, k_BSNH, v_BSNH, prefix_B: language_attention.causal_attention(
@@ -36,7 +37,7 @@ _attention = local(
 )
 _cached_attention = local(
   language_attention.cached_attention,
-  (*(_ROWS_SLOTS_HEADS,) * 3, _ROWS),
+  (_ROWS_SLOTS_HEADS, *(_ROWS_HEADS,) * 2, _ROWS),
   _ROWS_SLOTS_HEADS,
 )
 _STATES = (axes.BATCH, axes.LENGTH, axes.WIDTH)
@@ -47,20 +48,22 @@ _STATES = (axes.BATCH, axes.LENGTH, axes.WIDTH)
 class Cache:
   """Rotated keys, and values, of every layer; S slots a row.
 
-  Rows come first, as in all that programs hand to each other.
+  Rows come first, as in all that programs hand to each other. Heads come before
+  slots, as a head's products with them need: else every token would turn the
+  whole cache around, on CPU 36 of 48 ms (33 M weights, 1,272 slots).
   """
 
-  key_BLSNH: jax.Array
-  value_BLSNH: jax.Array
+  key_BLNSH: jax.Array
+  value_BLNSH: jax.Array
 
   @property
   def slots(self) -> int:
     """S."""
-    return self.key_BLSNH.shape[2]
+    return self.key_BLNSH.shape[3]
 
   def grown(self, room: int) -> "Cache":
     """The same with that many more slots."""
-    more = ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))
+    more = ((0, 0), (0, 0), (0, 0), (0, room), (0, 0))
     return jax.tree.map(lambda values: jnp.pad(values, more), self)
 
 
@@ -229,7 +232,7 @@ class Language(nnx.Module):
       return self._attend(layer, states_BSD, prefix_B, None)
 
     states_BSD, kept = jax.lax.scan(run, states_BSD, self.layers)
-    cache = Cache(*(values_LBSNH.swapaxes(0, 1) for values_LBSNH in kept))
+    cache = Cache(*(jnp.einsum("LBSNH->BLNSH", values) for values in kept))
     return self._finish(states_BSD), cache.grown(slots - cache.slots)
 
   def extend(
@@ -256,15 +259,15 @@ class Language(nnx.Module):
       states_BSD, cache = carry
       layer, index = layer_and_index
       q_BSNH, k_BSNH, v_BSNH = layer.project(states_BSD, rotation, keys)
-      place = (rows_B1, index, position_BS)
+      place = (rows_B1, index, slice(None), position_BS)
       cache = Cache(
-        cache.key_BLSNH.at[place].set(k_BSNH),
-        cache.value_BLSNH.at[place].set(v_BSNH),
+        cache.key_BLNSH.at[place].set(k_BSNH),
+        cache.value_BLNSH.at[place].set(v_BSNH),
       )
       mixed_BSNH = _cached_attention(
         q_BSNH,
-        cache.key_BLSNH[:, index],
-        cache.value_BLSNH[:, index],
+        cache.key_BLNSH[:, index],
+        cache.value_BLNSH[:, index],
         position_B + 1,
       )
       return (layer.update(states_BSD, mixed_BSNH, keys), cache), None

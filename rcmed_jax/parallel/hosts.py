@@ -50,11 +50,11 @@ def started(place: places.Place) -> Iterator[None]:
   """Within it the processes of a run know each other; enter before any array.
 
   At its end all wait for all. After an error nobody waits: the process leaves
-  at once, so that whoever started the run can see it and end the others.
+  at once, so that whoever started the run can see it and end the others. Where
+  another is gone, it leaves with `LOST`.
 
   Raises:
     RuntimeError: the others did not come in time.
-    SystemExit: with `LOST`, another process is gone.
   """
   if place.processes == 1:
     yield
@@ -85,7 +85,7 @@ def started(place: places.Place) -> Iterator[None]:
       f"checkpoint. ({_first_line(error)})",
       file=sys.stderr,
     )
-    raise SystemExit(LOST) from error
+    _leave(LOST)  # at once: a checkpoint's thread may wait for it for ever
   barrier("done")
   jax.distributed.shutdown()
 

@@ -11,9 +11,9 @@ import numpy as np
 import pydantic
 from starlette.datastructures import FormData, UploadFile
 
-from rcmed_jax.serve import asking, errors, payload
-from rcmed_jax.serve.assistant import Answer, Found
+from rcmed_jax.serve import asking, errors, forms, payload
 from rcmed_jax.serve.engine import Answered
+from rcmed_jax.serve.questions import Answer, Found, Question
 
 MASKS = ("png", "rle", "none")
 # Of one request; an answer holds far fewer masks.
@@ -98,31 +98,29 @@ class SegmentAnswer(pydantic.BaseModel):
 def router(service: asking.Service) -> APIRouter:
   """The path of `POST /v1/segment`."""
   made = APIRouter()
-  schema = SegmentBody.model_json_schema()
-  form = Wanted.model_json_schema()
-  form["properties"]["image"] = {"type": "string", "format": "binary"}
+  form = forms.schema_of(Wanted)
+  form["properties"]["image"] = forms.FILE
   form["required"] = ["image"]
   content = {
-    "application/json": {"schema": schema},
+    "application/json": {"schema": forms.schema_of(SegmentBody)},
     "multipart/form-data": {"schema": form},
   }
 
   @made.post(
     "/v1/segment",
-    responses=errors.DOCUMENTED
-    | {415: {"description": "Neither JSON nor multipart"}},
+    responses=errors.DOCUMENTED,
     openapi_extra={"requestBody": {"required": True, "content": content}},
   )
   async def segment(request: Request) -> SegmentAnswer:
     began = time.monotonic()
-    wanted, data = await _read(request)
+    wanted, data = await _read(request, service.limits.pixels)
     text = asking.prompt_of(
       wanted.prompt, wanted.classes, wanted.modality, service.limits
     )
     image_IJC = await service.picture(data, "image")
     decoded = time.monotonic()
     answered = await service.ask(
-      request, image_IJC, text, describe=wanted.describe
+      request, Question(image_IJC, text, wanted.describe)
     )
     made = await service.work(lambda: targets(answered.answer, wanted.masks))
     now = time.monotonic()
@@ -182,12 +180,12 @@ def runs(mask_IJ: np.ndarray) -> list[int]:
   return [0, *lengths] if flat[0] else lengths
 
 
-async def _read(request: Request) -> tuple[Wanted, bytes]:
+async def _read(request: Request, most_pixels: int) -> tuple[Wanted, bytes]:
   """What is wanted, and the image's bytes."""
   kind = request.headers.get("content-type", "").partition(";")[0].strip()
   try:
     if kind.lower() != "application/json":
-      return await _read_form(request)
+      return await _read_form(request, most_pixels)
     body = SegmentBody.model_validate_json(await request.body())
   except pydantic.ValidationError as error:
     raise errors.first_fault(error) from None
@@ -195,10 +193,14 @@ async def _read(request: Request) -> tuple[Wanted, bytes]:
   return wanted, payload.from_text(body.image, "image", bare=True)
 
 
-async def _read_form(request: Request) -> tuple[Wanted, bytes]:
-  form = await asking.form_of(request)
+async def _read_form(
+  request: Request, most_pixels: int
+) -> tuple[Wanted, bytes]:
+  form = await forms.form_of(request)
   try:
-    data = await asking.file_of(form, "image").read()
+    file = forms.file_of(form, "image")
+    payload.check_bytes(file.size or 0, "image", most_pixels)
+    data = await file.read()
     fields = _fields(form)
   finally:
     await form.close()

@@ -1,31 +1,55 @@
 """What the server's paths share: the engine, the limits, how one asks."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+import contextlib
 import dataclasses
-from typing import TypeVar
+import threading
+from typing import Any, TypeVar
 
 import numpy as np
-from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from rcmed_jax.data import prompts, tokens
 from rcmed_jax.serve import payload
-from rcmed_jax.serve.assistant import Question
-from rcmed_jax.serve.engine import Answered, Engine
-from rcmed_jax.serve.errors import BadFieldError
+from rcmed_jax.serve.engine import Answered, Engine, Said
+from rcmed_jax.serve.errors import CLIENT_LEFT, BadFieldError, later
 from rcmed_jax.serve.limits import Keys, Limits
+from rcmed_jax.serve.questions import Question
 
 Result = TypeVar("Result")
 
 # Pictures that are decoded or encoded at once, each in memory.
 _AT_WORK = 4
-# Of a form: more are an accident or an attack. A DICOM series is many files.
-MOST_FILES = 2000
-_MOST_FIELDS = 50
-# nginx's word for it; nobody is there to read it, but logs and metrics are.
-CLIENT_LEFT = 499
+# Volumes that are answered at once, and that may wait for it. Their slices
+# take turns with pictures; each volume is in memory.
+_VOLUMES, _MOST_VOLUMES = 2, 8
+
+
+class _StoppedError(Exception):
+  """Nobody waits for a volume any more."""
+
+
+class Places:
+  """Places for volumes, and how many wait for one."""
+
+  def __init__(self, count: int):
+    self.waiting = 0
+    self._free = asyncio.Semaphore(count)
+
+  @contextlib.asynccontextmanager
+  async def place(self) -> AsyncIterator[None]:
+    """One of them, once it is free."""
+    self.waiting += 1
+    try:
+      await self._free.acquire()
+    finally:
+      self.waiting -= 1
+    try:
+      yield
+    finally:
+      self._free.release()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +66,7 @@ class Service:
   working: asyncio.Semaphore = dataclasses.field(
     default_factory=lambda: asyncio.Semaphore(_AT_WORK)
   )
+  volumes: Places = dataclasses.field(default_factory=lambda: Places(_VOLUMES))
 
   async def work(self, what: Callable[[], Result]) -> Result:
     """The result of what keeps a core busy, made beside the event loop."""
@@ -49,40 +74,99 @@ class Service:
       return await asyncio.to_thread(what)
 
   async def picture(self, data: bytes, field: str) -> np.ndarray:
-    """See `payload.picture`."""
+    """See `payload.picture`. Who would be refused is so before the work."""
+    self.engine.require_room()
     most = self.limits.pixels
     return await self.work(lambda: payload.picture(data, field, most))
 
-  async def ask(
-    self, request: Request, image_IJC: np.ndarray, text: str, *, describe: bool
-  ) -> Answered:
-    """The answer, unless the client leaves first; then it is not computed.
+  def submit(
+    self, request: Request, question: Question, said: Said | None = None
+  ) -> "asyncio.Future[Answered]":
+    """The answer to come; cancel it once nobody waits for it.
+
+    Args:
+      said: told of the text as it grows.
 
     Raises:
       BadFieldError: the assistant cannot be asked so.
-      TimeoutError: there was none in time.
       QueueFullError, NotReadyError: see `Engine.submit`.
     """
     if self.log_prompts:
-      request.state.prompt = text
-    question = Question(image_IJC, text, describe)
-    limit_s = self.limits.answer_s
-    waiting = asyncio.wrap_future(self.engine.submit(question, limit_s))
+      request.state.prompt = question.text
+    try:
+      future = self.engine.submit(question, self.limits.answer_s, said)
+    except ValueError as error:
+      raise BadFieldError("prompt", str(error)) from error
+    return asyncio.wrap_future(future)
+
+  async def first(
+    self, request: Request, *waiting: "asyncio.Future[Any]", most_s: float
+  ) -> None:
+    """Returns once one of them is done.
+
+    Raises:
+      HTTPException: the client left; nobody reads this.
+      TimeoutError: none of them was in time.
+    """
     gone = asyncio.create_task(_left(request))
     try:
       await asyncio.wait(
-        (waiting, gone), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED
+        (*waiting, gone), timeout=most_s, return_when=asyncio.FIRST_COMPLETED
       )
-      if waiting.done():
-        return waiting.result()
+      if any(one.done() for one in waiting):
+        return
       if gone.done():
         raise HTTPException(CLIENT_LEFT, "the client left")
       raise TimeoutError
+    finally:
+      gone.cancel()
+
+  async def ask(self, request: Request, question: Question) -> Answered:
+    """The answer, unless the client leaves first; then it is not computed.
+
+    Raises:
+      As `submit` and `first`.
+    """
+    waiting = self.submit(request, question)
+    try:
+      await self.first(request, waiting, most_s=self.limits.answer_s)
+      return waiting.result()
     except ValueError as error:
       raise BadFieldError("prompt", str(error)) from error
     finally:
-      gone.cancel()
       waiting.cancel()
+
+  async def volume(
+    self, request: Request, what: Callable[[Callable[[], None]], Result]
+  ) -> Result:
+    """The result of what asks about a volume, slice by slice.
+
+    Args:
+      what: calls its argument between slices, which raises where nobody waits
+        for the answer any more.
+
+    Raises:
+      HTTPException: 429 where too many volumes wait, or see `first`.
+      What `what` raises.
+    """
+    if self.volumes.waiting >= _MOST_VOLUMES:
+      raise later(429, "too many volumes wait", 30)
+    stopped = threading.Event()
+
+    def go_on() -> None:
+      if stopped.is_set():
+        raise _StoppedError
+
+    async with self.volumes.place():
+      running = asyncio.ensure_future(asyncio.to_thread(what, go_on))
+      try:
+        await self.first(request, running, most_s=self.limits.volume_s)
+        return running.result()
+      finally:
+        stopped.set()
+        # Its place is free once its slice is answered.
+        with contextlib.suppress(Exception):
+          await running
 
 
 def check_text(text: str, field: str, limits: Limits) -> str:
@@ -130,46 +214,6 @@ def prompt_of(
       check_text(name, "classes", limits)
     prompt = question_of(classes, modality)
   return check_text(prompt or "", "prompt", limits)
-
-
-async def form_of(request: Request, *, files: int = 1) -> FormData:
-  """The fields of a multipart body.
-
-  Raises:
-    BadFieldError: 415 if it is none; starlette raises 400 if it is damaged.
-  """
-  kind = request.headers.get("content-type", "")
-  if not kind.lower().startswith("multipart/form-data"):
-    raise BadFieldError("body", "expected multipart/form-data", 415)
-  return await request.form(
-    max_files=files,
-    max_fields=_MOST_FIELDS,
-    max_part_size=1 << 20,
-  )
-
-
-def file_of(form: FormData, field: str) -> UploadFile:
-  """A file of a form.
-
-  Raises:
-    BadFieldError: there is none of that name.
-  """
-  found = form.get(field)
-  if not isinstance(found, UploadFile):
-    raise BadFieldError(field, "expected a file")
-  return found
-
-
-def text_of(form: FormData, field: str) -> str | None:
-  """A text of a form; None where there is none.
-
-  Raises:
-    BadFieldError: it is a file.
-  """
-  found = form.get(field)
-  if isinstance(found, UploadFile):
-    raise BadFieldError(field, "expected text and no file")
-  return found
 
 
 async def _left(request: Request) -> None:

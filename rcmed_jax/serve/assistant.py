@@ -10,7 +10,7 @@ the words of the training's answers, since a model that never saw the class
 would not name it; what is then there, the mask alone says.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 import functools
 import hashlib
 import os
@@ -70,6 +70,7 @@ class Assistant:
 
   Attributes:
     rows: requests that all devices answer together.
+    max_new: as given.
     calibrate: as given.
 
   Raises:
@@ -92,6 +93,7 @@ class Assistant:
     kept: int = 2,
   ):
     self._model = model
+    self.max_new = max_new
     self._max_targets = max_targets
     self._image_size = image_size
     self.calibrate = calibrate
@@ -230,6 +232,14 @@ class Assistant:
   def conversation(self, image: Image) -> "Conversation":
     """Questions about one image, each of which knows those before it."""
     return Conversation(self, picture(image, ""))
+
+  def kind(self, question: Question) -> Hashable:
+    """Questions of one kind share a batch. Any thread may ask.
+
+    Raises:
+      ValueError: it cannot be asked; see `stream`.
+    """
+    return runner.kind(self._runner.row(question, self._named(question)))
 
   def stream(
     self,

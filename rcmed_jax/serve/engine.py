@@ -1,14 +1,16 @@
 """One thread that owns the assistant; many that ask it.
 
-Requests wait in one bounded queue. Whenever the devices are free, the thread
-takes all that wait, up to two batches: the second is being put together while
-the first is answered. It waits a few milliseconds to fill a batch and no
-longer. What an answer says does not depend on who shares its batch: see
-`batches.py`.
+Requests wait in one bounded queue. Whenever the devices are free, the next
+batch is formed from what waits: the oldest request, and with it the oldest of
+its kind, which share its compiled program. So nobody is passed over for long,
+whatever others ask. A second batch is put together while the first is answered,
+if there are enough of a kind to fill it. A request alone waits a few
+milliseconds for others and no longer. What an answer says does not depend on
+who shares its batch: see `batches.py`.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 import concurrent.futures
 import dataclasses
 import threading
@@ -17,7 +19,8 @@ from typing import Protocol
 
 import numpy as np
 
-from rcmed_jax.serve.assistant import Answer, Question
+from rcmed_jax.serve.questions import Answer, Question
+from rcmed_jax.serve.runner import Told
 
 # Of a request alone, how long it waits for others. A batch takes a hundred
 # times as long even on a fast device.
@@ -32,24 +35,45 @@ _WARM_SIDE = 64
 _RETRY_S = 0.05
 # Words of the longest question that warm-up tries.
 _MOST_WORDS = 4096
+# Weight of the newest batch in what a batch is thought to take.
+_NEWEST = 0.2
 
 Batched = Callable[[int], None]
+# Takes the text of an answer as it grows, in the engine's thread.
+Said = Callable[[str], None]
 
 
 class Answers(Protocol):
   """What the engine needs of an assistant."""
 
   rows: int
+  max_new: int  # tokens of an answer, at most
+
+  def kind(self, question: Question) -> Hashable:
+    """See `Assistant.kind`. It is called by any thread."""
+    ...
 
   def stream(
-    self, questions: Iterable[Question], *, ahead: int = 1
+    self,
+    questions: Iterable[Question],
+    *,
+    ahead: int = 1,
+    told: Told | None = None,
   ) -> Iterator[tuple[int, Answer]]:
     """See `Assistant.stream`."""
     ...
 
 
 class QueueFullError(RuntimeError):
-  """As many requests wait as may; ask again later."""
+  """As many requests wait as may.
+
+  Args:
+    wait_s: by when those that wait may be answered.
+  """
+
+  def __init__(self, waiting: int, wait_s: float):
+    super().__init__(f"{waiting} requests wait already")
+    self.wait_s = wait_s
 
 
 class NotReadyError(RuntimeError):
@@ -66,19 +90,21 @@ class Answered:
   shared: int  # requests that were answered together, this one included
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Waiting:
   question: Question
+  kind: Hashable
   future: "concurrent.futures.Future[Answered]"
   since: float
   until: float  # then nobody waits for it any more
+  said: Said | None
 
 
 class Engine:
   """Answers questions of many threads.
 
   Args:
-    assistant: used by the engine's thread alone, from `start` on.
+    assistant: answers in the engine's thread alone, from `start` on.
     most: requests that may wait.
     fill_s: how long a request waits for others to share its batch.
     batched: told of the number of requests of every batch.
@@ -95,6 +121,7 @@ class Engine:
     warm: Sequence[str] = (),
   ):
     self.rows = assistant.rows
+    self.max_new = assistant.max_new
     self.ready = False
     self._assistant = assistant
     self._most = most
@@ -105,6 +132,7 @@ class Engine:
     self._changed = threading.Condition()
     self._stopped = False
     self._failed: Exception | None = None
+    self._batch_s = 0.0  # what a batch is thought to take
     self._thread = threading.Thread(
       target=self._run, name="engine", daemon=True
     )
@@ -131,30 +159,36 @@ class Engine:
     if self._thread.is_alive():
       self._thread.join()
 
+  def require_room(self) -> None:
+    """Raises what `submit` would, of a small image: before it is decoded."""
+    with self._changed:
+      self._require_room()
+
   def submit(
-    self, question: Question, timeout_s: float
+    self, question: Question, timeout_s: float, said: Said | None = None
   ) -> "concurrent.futures.Future[Answered]":
     """The answer to come. Cancelling it takes it out of the queue.
 
-    It ends in TimeoutError where its batch does not begin in time, and in
-    ValueError where the assistant cannot be asked so.
+    It ends in TimeoutError where its batch does not begin in time.
+
+    Args:
+      said: told of the text as it grows.
 
     Raises:
       NotReadyError: it is not ready yet, or was stopped.
       QueueFullError: too many wait.
+      ValueError: the assistant cannot be asked so.
     """
+    kind = self._assistant.kind(question)
     now = time.monotonic()
     future: concurrent.futures.Future[Answered] = concurrent.futures.Future()
     with self._changed:
-      if self._stopped or not self.ready:
-        raise NotReadyError("no requests are taken now; try again later")
-      if len(self._queue) >= self._most:
-        self._queue = collections.deque(
-          one for one in self._queue if not one.future.cancelled()
-        )
-      if len(self._queue) >= self._most or self._is_heavy(question):
-        raise QueueFullError(f"{len(self._queue)} requests wait already")
-      self._queue.append(_Waiting(question, future, now, now + timeout_s))
+      self._require_room()
+      if self._is_heavy(question):
+        raise QueueFullError(len(self._queue), self._wait_s())
+      self._queue.append(
+        _Waiting(question, kind, future, now, now + timeout_s, said)
+      )
       self._changed.notify()
     return future
 
@@ -208,10 +242,23 @@ class Engine:
           raise
       time.sleep(_RETRY_S)
 
+  def _require_room(self) -> None:
+    """Under the lock."""
+    if self._stopped or not self.ready:
+      raise NotReadyError("no requests are taken now; try again later")
+    if len(self._queue) >= self._most:
+      self._leave_out()
+    if len(self._queue) >= self._most:
+      raise QueueFullError(len(self._queue), self._wait_s())
+
   def _is_heavy(self, question: Question) -> bool:
     """Whether its image is too much beside those that wait."""
     held = sum(one.question.image_IJC.nbytes for one in self._queue)
     return bool(held) and held + question.image_IJC.nbytes > MOST_BYTES
+
+  def _wait_s(self) -> float:
+    """When a queue as long as this one will be answered."""
+    return self._batch_s * (1 + len(self._queue) / self.rows)
 
   def _run(self) -> None:
     try:
@@ -221,28 +268,62 @@ class Engine:
       return
     self.ready = True
     while taken := self._take():
+      began = time.monotonic()
       self._answer(taken)
+      batches = -(-len(taken) // self.rows)
+      took = (time.monotonic() - began) / batches
+      self._batch_s += _NEWEST * (took - self._batch_s)
 
   def _take(self) -> list[_Waiting]:
     """Requests to answer now; none once the engine stops."""
-    taken: list[_Waiting] = []
     with self._changed:
-      while not taken:
+      while True:
         while not self._queue and not self._stopped:
           self._changed.wait()
         if not self._queue:
           return []
         full = lambda: len(self._queue) >= self.rows or self._stopped  # noqa: E731
         self._changed.wait_for(full, self._fill_s)
-        while self._queue and len(taken) < AHEAD * self.rows:
-          one = self._queue.popleft()
-          if not one.future.set_running_or_notify_cancel():
-            continue
-          if time.monotonic() > one.until:
-            one.future.set_exception(TimeoutError("it waited too long"))
-          else:
-            taken.append(one)
+        taken = [
+          one
+          for one in self._next_batches()
+          if one.future.set_running_or_notify_cancel()
+        ]
+        if taken:
+          return taken
+
+  def _next_batches(self) -> list[_Waiting]:
+    """Takes the next batch out of the queue, and full ones behind a full one.
+
+    Under the lock.
+    """
+    self._leave_out()
+    taken: list[_Waiting] = []
+    while self._queue and len(taken) < AHEAD * self.rows:
+      kind = self._queue[0].kind
+      alike = [one for one in self._queue if one.kind == kind]
+      batch = alike[: self.rows]
+      if taken and len(batch) < self.rows:
+        break
+      for one in batch:
+        self._queue.remove(one)
+      taken += batch
+      if len(batch) < self.rows:
+        break
     return taken
+
+  def _leave_out(self) -> None:
+    """Takes those out for whom nobody waits. Under the lock."""
+    now = time.monotonic()
+    kept: collections.deque[_Waiting] = collections.deque()
+    for one in self._queue:
+      if one.future.cancelled():
+        continue
+      if now <= one.until:
+        kept.append(one)
+      elif one.future.set_running_or_notify_cancel():
+        one.future.set_exception(TimeoutError("it waited too long"))
+    self._queue = kept
 
   def _answer(self, taken: Sequence[_Waiting]) -> None:
     """Answers each, or says why not; one bad question spoils no other."""
@@ -261,8 +342,15 @@ class Engine:
           one.future.set_exception(error)
 
   def _answer_all(self, taken: Sequence[_Waiting], began: float) -> None:
-    questions = [one.question for one in taken]
-    for number, answer in self._assistant.stream(questions):
+    def told(number: int, text: str) -> None:
+      said = taken[number].said
+      if said is not None:
+        said(text)
+
+    heard = any(one.said is not None for one in taken)
+    for number, answer in self._assistant.stream(
+      [one.question for one in taken], told=told if heard else None
+    ):
       one = taken[number]
       took = time.monotonic() - began
       one.future.set_result(
@@ -273,7 +361,8 @@ class Engine:
 def warm_up(assistant: Answers, names: Sequence[str] = ()) -> None:
   """Compiles the programs of all lengths, so that no request waits for it.
 
-  Questions of twice as many words each, until one is too long.
+  Questions of twice as many words each, until one is too long; then likewise
+  questions after another one, since a conversation may be longer.
 
   Args:
     names: words that are answered by a program of their own, such as the name
@@ -281,13 +370,23 @@ def warm_up(assistant: Answers, names: Sequence[str] = ()) -> None:
   """
   image_IJC = np.zeros((_WARM_SIDE, _WARM_SIDE, 3), np.uint8)
   for name in ("a", *names):
-    words = 1
-    while words <= _MOST_WORDS:
-      text = name + " a" * (words - 1)
-      try:
-        list(assistant.stream([Question(image_IJC, text)]))
-      except ValueError:
-        if words == 1:
-          raise
-        break
-      words *= 2
+    _ask_longer(assistant, lambda text: Question(image_IJC, text), name)
+  _ask_longer(
+    assistant,
+    lambda text: Question(image_IJC, "a", earlier=((text, "a"),)),
+    "a",
+  )
+
+
+def _ask_longer(
+  assistant: Answers, make: Callable[[str], Question], name: str
+) -> None:
+  words = 1
+  while words <= _MOST_WORDS:
+    try:
+      list(assistant.stream([make(name + " a" * (words - 1))]))
+    except ValueError:
+      if words == 1:
+        raise
+      return
+    words *= 2

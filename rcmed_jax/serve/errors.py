@@ -6,13 +6,14 @@ No message quotes what was sent, other than the name of a field.
 """
 
 import math
+import pathlib
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 import pydantic
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
 from rcmed_jax.data.checks import DataError
@@ -26,6 +27,9 @@ _TYPES = {
   429: "rate_limit_error",
 }
 
+# nginx's word for it; nobody is there to read it, but logs and metrics are.
+CLIENT_LEFT = 499
+
 # All that a client learns of a fault; the log says more.
 FAULT = "the server could not answer; its log tells why, by X-Request-ID"
 
@@ -34,13 +38,16 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
   400: {"description": "Not JSON, not multipart, or not an image"},
   401: {"description": "No key, or a wrong one"},
   403: {"description": "A page of another origin"},
+  404: {"description": "No such model, image, label or session"},
   408: {"description": "The body came too slowly"},
-  413: {"description": "Too many bytes or pixels"},
+  413: {"description": "Too many bytes, pixels or voxels"},
+  415: {"description": "The body is of another kind"},
   422: {"description": "A field is missing, unknown or out of range"},
   429: {"description": "Too many requests; see Retry-After"},
   500: {"description": "A fault of the server"},
   503: {"description": "Not ready, or being stopped; see Retry-After"},
   504: {"description": "No answer in time"},
+  507: {"description": "The server's folder is full"},
 }
 
 
@@ -86,6 +93,14 @@ def response(error: HTTPException) -> JSONResponse:
   )
 
 
+def without_path(error: DataError) -> str:
+  """What it says, without its path, which is ours or names a patient."""
+  message = error.message
+  for word in (error.path, pathlib.Path(error.path).name):
+    message = message.replace(word, "the file") if word else message
+  return f"{message}. {error.remedy}"
+
+
 def first_fault(error: pydantic.ValidationError) -> BadFieldError:
   """The first of a body's faults, without what was sent."""
   fault = error.errors(include_url=False, include_input=False)[0]
@@ -96,9 +111,8 @@ def first_fault(error: pydantic.ValidationError) -> BadFieldError:
 
 
 def of_data(error: DataError) -> str:
-  """A data error's message without its path, which is ours or a patient's."""
-  message = f"{error.field}: {error.message}. {error.remedy}"
-  return message.replace(error.path, "the file")
+  """The field of a data error, and what it says without its path."""
+  return f"{error.field}: {without_path(error)}"
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -129,11 +143,15 @@ def add_handlers(app: FastAPI) -> None:
 
   @app.exception_handler(QueueFullError)
   def _(request: Request, error: QueueFullError) -> JSONResponse:
-    return response(later(429, str(error), 1))
+    return response(later(429, str(error), error.wait_s))
 
   @app.exception_handler(NotReadyError)
   def _(request: Request, error: NotReadyError) -> JSONResponse:
     return response(later(503, str(error), 5))
+
+  @app.exception_handler(ClientDisconnect)
+  def _(request: Request, error: ClientDisconnect) -> JSONResponse:
+    return JSONResponse(body(CLIENT_LEFT, "the client left"), CLIENT_LEFT)
 
   @app.exception_handler(Exception)
   def _(request: Request, error: Exception) -> JSONResponse:

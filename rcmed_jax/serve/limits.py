@@ -27,6 +27,8 @@ SHORTEST_KEY = 16
 # What answers without a key: whether the server lives, how to log in, and the
 # page that asks for the key.
 OPEN = ("/healthz", "/readyz", "/auth/", "/auth/token", *page.PATHS)
+# Bytes a second that a client with much to send has to reach.
+_SLOWEST = MEGABYTE
 # Callers whose rates are remembered; the one that was seen longest ago goes.
 _MOST_CALLERS = 10_000
 
@@ -39,12 +41,17 @@ class Limits:
     ValueError: one of them is not above zero.
   """
 
-  body_bytes: int = 64 * MEGABYTE
-  bodies_bytes: int = 1000 * MEGABYTE  # of all requests that are inside
-  body_s: float = 30.0  # to send a body, from its first byte to its last
+  body_bytes: int = 64 * MEGABYTE  # of a request that is held in memory
+  upload_bytes: int = 1000 * MEGABYTE  # of a form, whose files go to disk
+  bodies_bytes: int = 4000 * MEGABYTE  # of all requests that are inside
+  unpacked_bytes: int = 2000 * MEGABYTE  # of the files in an archive
+  body_s: float = 30.0  # to send a body, and a second more a megabyte
+  send_s: float = 60.0  # for a client to take a part of its answer
   pixels: int = 40_000_000  # of an image, after decoding
-  text: int = 4000  # characters of a prompt
+  voxels: int = 400_000_000  # of a volume: 1,500 slices of 512 x 512
+  text: int = 4000  # characters of a conversation
   answer_s: float = 120.0  # until an answer must be there
+  volume_s: float = 3600.0  # until the answer to a volume must be there
   rate: float = 120.0  # requests a minute and caller
 
   def __post_init__(self) -> None:
@@ -172,11 +179,16 @@ class Gate:
       return
     self.inside += 1
     seen = [0]
+    most = self._most_bytes(Headers(scope=scope))
     try:
-      await self._app(scope, self._measured(receive, seen), send)
+      await self._app(
+        scope, self._measured(receive, seen, most), self._timed(send)
+      )
     except asyncio.CancelledError:  # only the end of the process does so
       self.dropped += 1
       raise
+    except _TakesNothingError:
+      pass  # uvicorn closes a connection whose answer has no end
     finally:
       self.inside -= 1
       self.held -= seen[0]
@@ -213,9 +225,17 @@ class Gate:
     length = headers.get("content-length", "0")
     if not (length.isascii() and length.isdigit()):
       return HTTPException(400, "Content-Length is no number")
-    if int(length) > self._limits.body_bytes:
-      return self._too_large()
+    most = self._most_bytes(headers)
+    if int(length) > most:
+      return _too_large(most)
     return None
+
+  def _most_bytes(self, headers: Headers) -> int:
+    """Of a body: of a form, files go to disk as they come."""
+    kind = headers.get("content-type", "")
+    if kind.lower().startswith("multipart/form-data"):
+      return self._limits.upload_bytes
+    return self._limits.body_bytes
 
   def _is_own(self, origin: str, headers: Headers) -> bool:
     host = origin.partition("://")[2]
@@ -223,29 +243,25 @@ class Gate:
       bool(host) and host == headers.get("host")
     )
 
-  def _too_large(self) -> HTTPException:
-    most = self._limits.body_bytes / MEGABYTE
-    return HTTPException(
-      413, f"the request is larger than {most:g} MB", {"Connection": "close"}
-    )
-
-  def _measured(self, receive: Receive, seen: list[int]) -> Receive:
+  def _measured(self, receive: Receive, seen: list[int], most: int) -> Receive:
     """`receive` that raises 413 or 408 for a body too large or too slow.
 
     Args:
       seen: its one number becomes the bytes that came.
+      most: bytes.
     """
     done = False
-    until: float | None = None
+    began: float | None = None
 
     async def measured() -> Message:
-      nonlocal done, until
+      nonlocal done, began
       if done:  # what comes now is that the client leaves
         return await receive()
-      clock = asyncio.get_running_loop().time
-      until = clock() + self._limits.body_s if until is None else until
+      if began is None:
+        began = asyncio.get_running_loop().time()
+      allowed_s = self._limits.body_s + seen[0] / _SLOWEST
       try:
-        async with asyncio.timeout_at(until):
+        async with asyncio.timeout_at(began + allowed_s):
           message = await receive()
       except TimeoutError as error:
         close = {"Connection": "close"}
@@ -254,13 +270,37 @@ class Gate:
       seen[0] += size
       self.held += size
       done = not message.get("more_body", False)
-      if seen[0] > self._limits.body_bytes:
-        raise self._too_large()
+      if seen[0] > most:
+        raise _too_large(most)
       if self.held > self._limits.bodies_bytes:
         raise errors.later(503, "too much is being sent at once", 5)
       return message
 
     return measured
+
+  def _timed(self, send: Send) -> Send:
+    """`send` that gives up a client that takes nothing of its answer."""
+
+    async def timed(message: Message) -> None:
+      try:
+        async with asyncio.timeout(self._limits.send_s):
+          await send(message)
+      except TimeoutError:
+        raise _TakesNothingError from None
+
+    return timed
+
+
+class _TakesNothingError(Exception):
+  """A client does not take its answer."""
+
+
+def _too_large(most: int) -> HTTPException:
+  return HTTPException(
+    413,
+    f"the request is larger than {most / MEGABYTE:g} MB",
+    {"Connection": "close"},
+  )
 
 
 def bearer(headers: Any) -> str:

@@ -9,6 +9,8 @@ import binascii
 import pathlib
 import re
 import tempfile
+import zipfile
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -17,7 +19,7 @@ from rcmed_jax.data import images
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.ingest import sources
 from rcmed_jax.ingest.dicom import dicom, dicom_file
-from rcmed_jax.serve.errors import BadFieldError
+from rcmed_jax.serve.errors import BadFieldError, without_path
 
 # Formats of Pillow's that are opened at all.
 FORMATS = ("PNG", "JPEG", "TIFF")
@@ -28,6 +30,13 @@ _DATA_URL = re.compile(
   re.IGNORECASE,
 )
 _LONGEST_NAME = 255  # bytes that a file system takes
+_READ = 1 << 20  # bytes of an archive at a time
+# Of a .zip: its end record, what may follow that, and the directory's bytes a
+# file, of which a path may have most. Source: APPNOTE.TXT, 4.3.16.
+_END, _ZIP64 = b"PK\x05\x06", b"PK\x06\x07"
+_END_BYTES, _COMMENT, _ENTRY_BYTES = 22, 65_535, 1000
+# Of a file of one picture: 16 bits of three colours, and what is said of it.
+_BYTES_A_PIXEL = 8
 # Of a DICOM file that says no modality of its own: how its values are shown.
 _UNSAID = "X-Ray"
 
@@ -73,14 +82,21 @@ def picture(data: bytes, field: str, most_pixels: int) -> np.ndarray:
 
 def picture_of(path: pathlib.Path, field: str, most_pixels: int) -> np.ndarray:
   """As `picture`, of a file."""
+  check_bytes(path.stat().st_size, field, most_pixels)
   try:
     if dicom_file.is_dicom(path):
       return _dicom(path, field, most_pixels)
     _check_header(path, field, most_pixels)
     return images.read(path)
-  except DataError as error:  # without its path, which is ours or a patient's
-    message = f"{error.message}. {error.remedy}"
-    raise BadFieldError(field, message, 400) from error
+  except DataError as error:
+    raise BadFieldError(field, without_path(error), 400) from error
+
+
+def check_bytes(size: int, field: str, most_pixels: int) -> None:
+  """Raises BadFieldError, 413, for more bytes than a picture can need."""
+  most = _BYTES_A_PIXEL * most_pixels
+  if size > most:
+    raise BadFieldError(field, f"it is larger than {most / 1e6:g} MB", 413)
 
 
 def base_name(name: str, field: str) -> str:
@@ -99,6 +115,76 @@ def base_name(name: str, field: str) -> str:
   ):
     raise BadFieldError(field, "it is no plain file name", 400)
   return last
+
+
+def is_archive(path: pathlib.Path) -> bool:
+  """Whether it is a .zip by its name."""
+  return path.suffix.lower() == ".zip"
+
+
+def unpack(
+  archive: pathlib.Path,
+  folder: pathlib.Path,
+  field: str,
+  *,
+  most_files: int,
+  most_bytes: int,
+) -> None:
+  """Writes the files of a .zip into a folder, under numbers and base names.
+
+  What an archive says of its sizes is not believed: bytes are counted as they
+  come. Links become files, folders are left out.
+
+  Raises:
+    BadFieldError: 400 if it is damaged, empty or locked, 413 if it holds more
+      files or bytes than it may.
+  """
+  left = most_bytes
+  if _directory_bytes(archive) > most_files * _ENTRY_BYTES:
+    raise BadFieldError(field, f"more than {most_files} files", 413)
+  try:
+    with zipfile.ZipFile(archive) as packed:
+      infos = [info for info in packed.infolist() if not info.is_dir()]
+      if len(infos) > most_files:
+        raise BadFieldError(field, f"more than {most_files} files", 413)
+      for number, info in enumerate(infos):
+        name = re.sub(r"[^\w.-]", "_", info.filename.rpartition("/")[2])[-80:]
+        path = folder / f"{number:05d}-{name}"
+        with packed.open(info) as source, path.open("wb") as out:
+          while part := source.read(_READ):
+            left -= len(part)
+            if left < 0:
+              message = f"it unpacks to more than {most_bytes / 1e6:g} MB"
+              raise BadFieldError(field, message, 413)
+            out.write(part)
+  # A locked one is a RuntimeError, an unknown packing a NotImplementedError.
+  except (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    RuntimeError,
+    UnicodeDecodeError,
+  ) as error:
+    raise BadFieldError(field, "it is no sound .zip file", 400) from error
+  if not infos:
+    raise BadFieldError(field, "it is an empty archive", 400)
+
+
+def _directory_bytes(archive: pathlib.Path) -> float:
+  """Bytes of a .zip's directory, all of which would be read at once."""
+  with archive.open("rb") as file:
+    size = file.seek(0, 2)
+    file.seek(max(size - _COMMENT - _END_BYTES - 20, 0))
+    tail = file.read()
+  place = len(tail) - _END_BYTES
+  if not (tail[place:].startswith(_END) and tail.endswith(b"\0\0")):
+    place = tail.rfind(_END)
+  if place < 0 or len(tail) - place < _END_BYTES:
+    return 0  # it is none, and will be refused
+  # Sizes of another record count where there is one; none here is so large.
+  if tail[max(place - 20, 0) : place].startswith(_ZIP64):
+    return float("inf")
+  return int.from_bytes(tail[place + 12 : place + 16], "little")
 
 
 def _check_header(path: pathlib.Path, field: str, most_pixels: int) -> None:

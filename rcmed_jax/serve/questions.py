@@ -69,6 +69,15 @@ class Timings:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tokens:
+  """How long question and answer are, as the model counts."""
+
+  prompt: int = 0  # the whole conversation, the image as one
+  answer: int = 0  # its end included
+  ended: bool = True  # False: it was cut off, it had as many as it may
+
+
+@dataclasses.dataclass(frozen=True)
 class Answer:
   """What comes back from one call."""
 
@@ -76,3 +85,4 @@ class Answer:
   modality: str | None
   targets: tuple[Found, ...]
   timings: Timings = dataclasses.field(default=Timings(), compare=False)
+  tokens: Tokens = dataclasses.field(default=Tokens(), compare=False)

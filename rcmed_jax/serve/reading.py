@@ -7,7 +7,7 @@ import numpy as np
 
 from rcmed_jax.data import images, prompts, tokens
 from rcmed_jax.model.generate import Generation
-from rcmed_jax.serve.questions import Answer, Found, Timings
+from rcmed_jax.serve.questions import Answer, Found, Timings, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Reader:
     row: int,
     extent_2: np.ndarray,
     shape: tuple[int, ...],
+    prompt: int = 0,
   ) -> Answer:
     """One row of arrays as an answer.
 
@@ -42,8 +43,10 @@ class Reader:
       said: arrays of NumPy.
       extent_2: rows and columns of the model's frame that are not padding.
       shape: of the image.
+      prompt: tokens of the question.
     """
-    text = self.tokenizer.decode(said.tokens_BT[row, : said.length_B[row]])
+    ids_T = said.tokens_BT[row, : said.length_B[row]]
+    text = self.tokenizer.decode(ids_T)
     parsed = prompts.parse_answer(text)
     targets = []
     for g, name in enumerate(parsed.present):
@@ -56,7 +59,9 @@ class Reader:
         self.found(name, logits_YX, extent_2, shape, spoken, quality)
       )
     targets += [Found(name, False, None, None, 0.0) for name in parsed.absent]
-    return Answer(text, parsed.modality, tuple(targets))
+    ended = bool((ids_T == self.tokenizer.end_id).any())
+    length = Tokens(prompt, len(ids_T), ended)
+    return Answer(text, parsed.modality, tuple(targets), tokens=length)
 
   def found(
     self,
@@ -118,6 +123,11 @@ def of_classes(answers: Sequence[Answer], classes: Mapping[str, str]) -> Answer:
       sum(prepare_s for prepare_s, _ in batches),
       sum(model_s for _, model_s in batches),
       sum(one.timings.masks_s for one in answers),
+    ),
+    Tokens(
+      sum(one.tokens.prompt for one in answers),
+      sum(one.tokens.answer for one in answers),
+      all(one.tokens.ended for one in answers),
     ),
   )
 

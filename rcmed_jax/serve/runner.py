@@ -16,7 +16,13 @@ import numpy as np
 from rcmed_jax.data import prompts, tokens
 from rcmed_jax.serve import batches, new_classes, programs
 from rcmed_jax.serve.new_classes import NewClass
-from rcmed_jax.serve.questions import Answer, Question, Sampling, Timings
+from rcmed_jax.serve.questions import (
+  Answer,
+  Question,
+  Sampling,
+  Timings,
+  Tokens,
+)
 from rcmed_jax.serve.reading import Reader
 
 # Of a text that grows, tokens from one look at it to the next.
@@ -41,6 +47,11 @@ class Row:
 
 
 _Batch = Sequence[tuple[int, Row]]
+
+
+def kind(row: Row) -> tuple[int, bool]:
+  """Its width and whether its words are given: who may share a batch."""
+  return row.width, row.one is not None
 
 
 class Runner:
@@ -97,10 +108,7 @@ class Runner:
     running: collections.deque[Iterator[tuple[int, Answer]]] = (
       collections.deque()
     )
-    kinds = batches.batches(
-      rows, lambda row: (row.width, row.one is not None), self._rows
-    )
-    for (_, known), batch in kinds:
+    for (_, known), batch in batches.batches(rows, kind, self._rows):
       running.append(self._show(batch) if known else self._say(batch, told))
       next(running[-1])  # starts the devices, and does not wait for them
       if len(running) > ahead:
@@ -149,13 +157,16 @@ class Runner:
     said = jax.device_get(said)
     timings = Timings(begun - start, time.perf_counter() - begun)
     for index, (number, row) in enumerate(batch):
-      shape = row.question.image_IJC.shape
       yield (
         number,
         _timed(
           timings,
-          lambda index=index, shape=shape: self._reader.answer(
-            said, index, extent_B2[index], shape
+          lambda index=index, row=row: self._reader.answer(
+            said,
+            index,
+            extent_B2[index],
+            row.question.image_IJC.shape,
+            len(row.ids_T),
           ),
         ),
       )
@@ -221,8 +232,14 @@ class Runner:
         1.0,
         float(quality_B[index]),
       )
-      text = row.said.removesuffix("</s>")
-      return Answer(text, row.one.modality, (found,))
+      assert row.labels_T is not None
+      answer = int((row.labels_T != tokens.IGNORE_LABEL).sum())
+      return Answer(
+        row.said.removesuffix("</s>"),
+        row.one.modality,
+        (found,),
+        tokens=Tokens(len(row.ids_T) - answer, answer),
+      )
 
     for index, (number, row) in enumerate(batch):
       yield number, _timed(timings, functools.partial(answer, index, row))

@@ -1,4 +1,4 @@
-"""One thing to ask about: a picture, a NIfTI volume or a DICOM series.
+"""One thing to ask about: a picture, a volume or a DICOM series.
 
 Whatever it is, it comes as slices that a model can see, in the order of a view,
 which knows the way back to the grid of the file.
@@ -16,7 +16,14 @@ from rcmed_jax.data import images, readers
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.ingest import sources
 from rcmed_jax.ingest.dicom import dicom, dicom_file, dicom_stack
-from rcmed_jax.ingest.volumes import geometry, nifti, volumes, windows
+from rcmed_jax.ingest.volumes import (
+  geometry,
+  nifti,
+  nrrd_file,
+  pairs,
+  volumes,
+  windows,
+)
 
 # Where neither file, name nor request says what was measured. Such a volume
 # goes by its percentiles.
@@ -41,18 +48,27 @@ class Scan:
   """What was opened."""
 
   path: pathlib.Path = dataclasses.field(repr=False)
-  kind: str  # picture, nifti or dicom
+  kind: str  # picture, nifti, nrrd or dicom
   view: geometry.View
   # uint8[I, J, 3], RGB, slice by slice; it may be called again.
   pictures: Callable[[], Iterator[np.ndarray]] = dataclasses.field(repr=False)
-  voxel_mm3: float | None = None  # None: nothing tells
-  grid: geometry.Grid | None = None  # of the file's axes; None: nothing tells
+  # Of the voxels as the file has them; of DICOM, slices, rows and columns.
+  grid: geometry.Grid | None = None  # None: nothing tells
   # Of a series, its files, and the frames of all of them from the first slice
   # to the last.
   files: tuple[pathlib.Path, ...] = dataclasses.field(default=(), repr=False)
   order: tuple[int, ...] = ()
+  # Files beside the series that are none of it, or cannot be read.
+  faults: tuple[DataError, ...] = dataclasses.field(default=(), repr=False)
   # Of a series, what was measured, in the order of the file's axes.
   values: Callable[[], Any] | None = dataclasses.field(default=None, repr=False)
+
+  @property
+  def voxel_mm3(self) -> float | None:
+    """Volume of a voxel, also of a sheared grid; None where nothing tells."""
+    if self.grid is None:
+      return None
+    return float(abs(np.linalg.det(self.grid.affine[:3, :3])))
 
   def some(self, wanted: set[int]) -> dict[int, np.ndarray]:
     """Slice number -> picture, of those that are wanted."""
@@ -82,7 +98,9 @@ def open_scan(
   path = pathlib.Path(path)
   looking = looking or Looking()
   if path.is_file() and nifti.matches(path):
-    return _nifti(path, text, looking)
+    return _volume("nifti", nifti.read, path, text, looking)
+  if path.is_file() and nrrd_file.matches(path):
+    return _volume("nrrd", nrrd_file.read, path, text, looking)
   if path.exists() and dicom.matches(path):
     return _dicom(path, text, looking)
   if path.is_dir():
@@ -101,8 +119,10 @@ def open_scan(
   )
 
 
-def _nifti(path: pathlib.Path, text: str, looking: Looking) -> Scan:
-  stored = nifti.read(path, "image")
+def _volume(
+  kind: str, read: pairs.Read, path: pathlib.Path, text: str, looking: Looking
+) -> Scan:
+  stored = read(path, "image")
   options = _options(looking, text)
   if not options.modality:
     try:
@@ -124,14 +144,13 @@ def _nifti(path: pathlib.Path, text: str, looking: Looking) -> Scan:
   )
   return Scan(
     path,
-    "nifti",
+    kind,
     view,
     lambda: _shown(
       lambda faults: volumes.triplets(volume, options, faults),
       view.shape[0],
       path,
     ),
-    _mm3(stored.grid),
     stored.grid,
   )
 
@@ -164,10 +183,10 @@ def _dicom(path: pathlib.Path, text: str, looking: Looking) -> Scan:
     "dicom",
     stack.view,
     lambda: _shown(unit.triplets, stack.view.shape[0], unit.where),
-    _mm3(stack.grid) if stack.grid else None,
     stack.grid,
     tuple(file.path for file in unit.files),
     stack.order,
+    tuple(faults),
     lambda: unit.values(stack),
   )
 
@@ -210,8 +229,3 @@ def _shown(
         where, "image", f"{count} of {depth} slices came", "Get it again"
       )
     )
-
-
-def _mm3(grid: geometry.Grid) -> float:
-  """Volume of a voxel, also of a sheared grid."""
-  return float(abs(np.linalg.det(grid.affine[:3, :3])))

@@ -40,7 +40,7 @@ from rcmed_jax.serve import (
 # For a client to send a request's first line and headers.
 HEADERS_S = 10.0
 # Of libraries that would otherwise write to standard error as they please.
-_LOGGERS = ("uvicorn", "python_multipart", "asyncio", "pydicom")
+_LOGGERS = ("uvicorn", "python_multipart", "asyncio", "pydicom", "py.warnings")
 # Connections at once; each takes a little memory before the gate sees it.
 _MOST_CONNECTIONS = 1000
 
@@ -53,7 +53,6 @@ class Application:
     kept: where clients' files lie.
     origins: whose pages may ask, "https://viewer.example.org".
     hosts: see `limits.Gate`.
-    answer_volume: see `monailabel.AnswerVolume`.
     ask_volume: see `volume_api.AskVolume`.
     metrics: of the engine and of this.
     log: takes the fields of an event.
@@ -69,7 +68,6 @@ class Application:
     *,
     origins: tuple[str, ...] = (),
     hosts: tuple[str, ...] = (),
-    answer_volume: monailabel.AnswerVolume | None = None,
     ask_volume: volume_api.AskVolume | None = None,
     metrics: telemetry.Metrics | None = None,
     log: Callable[..., None] = telemetry.write_line,
@@ -77,7 +75,7 @@ class Application:
     metrics = metrics or telemetry.Metrics()
     self.service = service
     self.log = log
-    made = _paths(service, kept, metrics, answer_volume)
+    made = _paths(service, kept, metrics)
     made.include_router(volume_api.router(service, kept, ask_volume))
     made.include_router(page.router())
     inner: ASGIApp = made
@@ -169,6 +167,7 @@ def run(app: Application, *, host: str, port: int, drain_s: float) -> int:
     RuntimeError: the model could not be made ready.
   """
   engine = app.service.engine
+  logging.captureWarnings(True)
   handler = telemetry.LibraryLog(app.log)
   for name in _LOGGERS:
     logging.getLogger(name).addHandler(handler)
@@ -182,6 +181,7 @@ def run(app: Application, *, host: str, port: int, drain_s: float) -> int:
   finally:
     for name in _LOGGERS:
       logging.getLogger(name).removeHandler(handler)
+    logging.captureWarnings(False)
     if engine.ready:
       engine.stop()
     app.log(event="stop", unanswered=app.gate.dropped)
@@ -191,10 +191,7 @@ def run(app: Application, *, host: str, port: int, drain_s: float) -> int:
 
 
 def _paths(
-  service: asking.Service,
-  kept: shelf.Shelf,
-  metrics: telemetry.Metrics,
-  answer_volume: monailabel.AnswerVolume | None,
+  service: asking.Service, kept: shelf.Shelf, metrics: telemetry.Metrics
 ) -> FastAPI:
   # Its pages of documentation would load scripts from elsewhere, and its traces
   # quote errors, which may quote what was sent.
@@ -207,16 +204,17 @@ def _paths(
     telemetry={"tracing": False, "metrics": False, "logs": False},
   )
   errors.add_handlers(app)
-  app.include_router(_state(service, metrics, answer_volume is not None))
-  app.include_router(api.router(service))
-  app.include_router(chat.router(service))
-  app.include_router(monailabel.router(service, kept, answer_volume))
+  for part in (
+    _state(service, metrics),
+    api.router(service),
+    chat.router(service),
+    monailabel.router(service, kept),
+  ):
+    app.include_router(part)
   return app
 
 
-def _state(
-  service: asking.Service, metrics: telemetry.Metrics, volumes: bool
-) -> APIRouter:
+def _state(service: asking.Service, metrics: telemetry.Metrics) -> APIRouter:
   """Whether it lives, whether it answers, what it can, how it does."""
   made = APIRouter()
 
@@ -239,15 +237,18 @@ def _state(
       "modalities": service.modalities,
       "classes": service.classes,
       "images": [*payload.FORMATS, "DICOM"],
+      "volumes": ["NIfTI", "NRRD", "DICOM series"],
       "masks": api.MASKS,
-      "volumes": volumes,
       "batch": service.engine.rows,
       "limits": {
         "body_bytes": told.body_bytes,
+        "upload_bytes": told.upload_bytes,
         "pixels": told.pixels,
+        "voxels": told.voxels,
         "prompt_characters": told.text,
         "requests_per_minute": told.rate,
         "answer_s": told.answer_s,
+        "volume_s": told.volume_s,
       },
     }
 

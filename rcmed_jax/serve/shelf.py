@@ -1,16 +1,25 @@
 """Files that clients leave with the server: sessions, images, labels.
 
-All lie below one folder, and nothing is written outside of it: names are base
-names, folders are named by the server. A session belongs to the key that made
-it and ends when its time is over; images and labels stay.
+  sessions/NUMBER/          the files of a session
+  images/ID/file/, info.json
+  labels/TAG/ID/file/, info.json
+
+All lie below one folder, and nothing is written outside of it: files have base
+names, sessions random numbers, ids and tags are quoted. A session belongs to
+the key that made it and ends when its time is over; images and labels stay. An
+image may have several files, as a DICOM series has; a .zip is unpacked.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import dataclasses
+import json
 import pathlib
 import shutil
 import threading
 import time
+from typing import Any
+import urllib.parse
 import uuid
 
 from starlette.exceptions import HTTPException
@@ -21,6 +30,13 @@ from rcmed_jax.serve import errors, payload
 SESSION_S = 3600.0
 # Sessions of all clients together.
 MOST_SESSIONS = 100
+# Of one image: more are an accident or an attack. A DICOM series is many.
+MOST_FILES = 2000
+
+_INFO = "info.json"
+_FILES = "file"
+# Of an id, quoted: what a file system takes.
+_LONGEST = 255
 
 # A file to be kept: its name as the client says it, and what writes it.
 Incoming = tuple[str, Callable[[pathlib.Path], None]]
@@ -33,14 +49,14 @@ class Session:
   id: str
   owner: str | None  # name of a key
   folder: pathlib.Path
-  names: tuple[str, ...]
   lasts_s: float
   until: float
+  users: int = 0  # requests that read its files now
 
   @property
-  def paths(self) -> list[pathlib.Path]:
-    """Its files."""
-    return [self.folder / name for name in self.names]
+  def path(self) -> pathlib.Path:
+    """Its file, or the folder of several."""
+    return _one_of(self.folder)
 
 
 class Shelf:
@@ -49,17 +65,31 @@ class Shelf:
   Args:
     root: the folder, which is made.
     most_bytes: of all that lies in it.
+    unpacked_bytes: of what an archive holds.
   """
 
-  def __init__(self, root: pathlib.Path, *, most_bytes: int = 20 * 10**9):
+  def __init__(
+    self,
+    root: pathlib.Path,
+    *,
+    most_bytes: int = 20 * 10**9,
+    unpacked_bytes: int = 2 * 10**9,
+  ):
     self._root = root.resolve()
     self._most_bytes = most_bytes
+    self._unpacked_bytes = unpacked_bytes
     self._sessions: dict[str, Session] = {}
     self._lock = threading.Lock()
-    # Sessions of a server that was killed: nobody knows their ids any more.
-    shutil.rmtree(self._root / "sessions", ignore_errors=True)
-    for name in ("sessions", "images", "labels"):
+    # Of a server that was killed: nobody knows these any more.
+    for name in ("sessions", "scratch"):
+      shutil.rmtree(self._root / name, ignore_errors=True)
+    for name in ("sessions", "images", "labels", "scratch"):
       (self._root / name).mkdir(parents=True, exist_ok=True)
+
+  @property
+  def scratch(self) -> pathlib.Path:
+    """A folder for what is gone with the request that made it."""
+    return self._root / "scratch"
 
   def open_session(
     self,
@@ -71,26 +101,27 @@ class Shelf:
     """A session with these files.
 
     Raises:
-      BadFieldError: a name is none, or given twice.
+      BadFieldError: a name is none, or given twice, or an archive is damaged.
       HTTPException: 429, there are too many; 507, there is no room.
     """
-    names = tuple(payload.base_name(name, "files") for name, _ in incoming)
-    if len(set(names)) < len(names):
-      raise errors.BadFieldError("files", "a name is given twice", 400)
     self._check_room()
     lasts_s = min(max(lasts_s, 1.0), SESSION_S)
     folder = self._root / "sessions" / uuid.uuid4().hex
     session = Session(
-      folder.name, owner, folder, names, lasts_s, time.monotonic() + lasts_s
+      folder.name, owner, folder, lasts_s, time.monotonic() + lasts_s
     )
     with self._lock:
       self._expire()
       if len(self._sessions) >= MOST_SESSIONS:
         raise errors.later(429, "there are too many sessions", 60)
       self._sessions[session.id] = session
-    folder.mkdir()
-    for path, (_, write) in zip(session.paths, incoming, strict=True):
-      write(path)
+    try:
+      self._write(folder, incoming, "files")
+    except BaseException:
+      with self._lock:
+        self._sessions.pop(session.id, None)
+      shutil.rmtree(folder, ignore_errors=True)
+      raise
     return session
 
   def session(self, name: str, owner: str | None) -> Session:
@@ -107,6 +138,19 @@ class Shelf:
       found.until = time.monotonic() + found.lasts_s
       return found
 
+  @contextlib.contextmanager
+  def use(self, name: str, owner: str | None) -> Iterator[Session]:
+    """A session, which does not end by itself meanwhile; see `session`."""
+    found = self.session(name, owner)
+    with self._lock:
+      found.users += 1
+    try:
+      yield found
+    finally:
+      with self._lock:
+        found.users -= 1
+        found.until = time.monotonic() + found.lasts_s
+
   def close_session(self, name: str, owner: str | None) -> None:
     """Ends a session; see `session`."""
     found = self.session(name, owner)
@@ -114,42 +158,50 @@ class Shelf:
       self._sessions.pop(found.id, None)
     shutil.rmtree(found.folder, ignore_errors=True)
 
-  def put_image(self, name: str, incoming: Incoming) -> str:
-    """Keeps an image; its id comes back.
+  def unpacked(self, incoming: Incoming, folder: pathlib.Path) -> pathlib.Path:
+    """The file in a new folder, or the folder where it was an archive.
+
+    Raises:
+      BadFieldError: its name is none, or it is a damaged archive.
+    """
+    self._write(folder, [incoming], "file")
+    return _one_of(folder)
+
+  def put_image(
+    self, name: str, incoming: Incoming, info: dict[str, Any]
+  ) -> str:
+    """Keeps an image, in the place of the one before; its id comes back.
 
     Args:
       name: the id; "": the file's name.
+      info: what else is said of it.
     """
-    self._check_room()
-    found = payload.base_name(name or incoming[0], "image")
-    incoming[1](self._root / "images" / found)
-    return found
+    name = name or payload.base_name(incoming[0], "image")
+    self._put(self._place("images", name), incoming, "image", info)
+    return name
 
-  def put_label(self, image: str, tag: str, incoming: Incoming) -> str:
+  def put_label(
+    self, image: str, tag: str, incoming: Incoming, info: dict[str, Any]
+  ) -> str:
     """Keeps a label of an image; its id, the image's, comes back.
 
     Raises:
       HTTPException: 404, there is no such image.
     """
-    self._check_room()
     self.image(image)
-    folder = self._labels(tag) / payload.base_name(image, "image")
-    name = payload.base_name(incoming[0], "label")
-    shutil.rmtree(folder, ignore_errors=True)  # one label an image and tag
-    folder.mkdir(parents=True)
-    incoming[1](folder / name)
-    return folder.name
+    self._put(self._label(image, tag), incoming, "label", info)
+    return image
 
   def image(self, name: str) -> pathlib.Path:
-    """The file of an image.
+    """The file of an image, or the folder of several.
 
     Raises:
       HTTPException: 404, there is none.
     """
-    path = self._root / "images" / payload.base_name(name, "image")
-    if not path.is_file():
+    place = self._place("images", name)
+    if not place.is_dir():
       raise HTTPException(404, "there is no such image")
-    return path
+    return _one_of(place / _FILES)
 
   def label(self, name: str, tag: str) -> pathlib.Path:
     """The file of an image's label.
@@ -157,33 +209,131 @@ class Shelf:
     Raises:
       HTTPException: 404, there is none.
     """
-    folder = self._labels(tag) / payload.base_name(name, "label")
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
-    if not found:
+    place = self._label(name, tag)
+    if not place.is_dir():
       raise HTTPException(404, "there is no such label")
-    return found[0]
+    return _one_of(place / _FILES)
 
-  def images(self) -> dict[str, list[str]]:
-    """Tags of the labels of every image."""
+  def images(self) -> dict[str, dict[str, Any]]:
+    """Id -> {"image": ..., "labels": {tag: ...}}, each {"ext", "info"}."""
     tags = sorted((self._root / "labels").iterdir())
     return {
-      path.name: [tag.name for tag in tags if (tag / path.name).is_dir()]
-      for path in sorted((self._root / "images").iterdir())
+      urllib.parse.unquote(place.name): {
+        "image": _told(place),
+        "labels": {
+          urllib.parse.unquote(tag.name): _told(tag / place.name)
+          for tag in tags
+          if (tag / place.name).is_dir()
+        },
+      }
+      for place in sorted((self._root / "images").iterdir())
     }
 
-  def _labels(self, tag: str) -> pathlib.Path:
-    return self._root / "labels" / payload.base_name(tag or "final", "tag")
+  def _place(self, kind: str, name: str) -> pathlib.Path:
+    return self._root / kind / _quoted(name, kind.removesuffix("s"))
+
+  def _label(self, image: str, tag: str) -> pathlib.Path:
+    name = _quoted(image, "label")
+    return self._root / "labels" / _quoted(tag or "final", "tag") / name
+
+  def _put(
+    self,
+    place: pathlib.Path,
+    incoming: Incoming,
+    field: str,
+    info: dict[str, Any],
+  ) -> None:
+    """Writes beside its place, and then takes it, whole."""
+    self._check_room()
+    made = self.scratch / uuid.uuid4().hex
+    try:
+      self._write(made / _FILES, [incoming], field)
+      (made / _INFO).write_text(json.dumps(info), encoding="utf-8")
+      with self._lock:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
+        made.rename(place)
+    finally:
+      shutil.rmtree(made, ignore_errors=True)
+
+  def _write(
+    self, folder: pathlib.Path, incoming: Sequence[Incoming], field: str
+  ) -> None:
+    """Writes files into a new folder; of an archive, what it holds."""
+    names = [payload.base_name(name, field) for name, _ in incoming]
+    if len(set(names)) < len(names):
+      raise errors.BadFieldError(field, "a name is given twice", 400)
+    folder.mkdir(parents=True)
+    for name, (_, write) in zip(names, incoming, strict=True):
+      path = folder / name
+      write(path)
+      if payload.is_archive(path):
+        try:
+          payload.unpack(
+            path,
+            folder,
+            field,
+            most_files=MOST_FILES,
+            most_bytes=self._unpacked_bytes,
+          )
+        finally:
+          path.unlink()
 
   def _expire(self) -> None:
     """Ends sessions whose time is over. Under the lock."""
     now = time.monotonic()
-    for name in [n for n, one in self._sessions.items() if one.until < now]:
+    over = [
+      name
+      for name, one in self._sessions.items()
+      if one.until < now and not one.users
+    ]
+    for name in over:
       shutil.rmtree(self._sessions.pop(name).folder, ignore_errors=True)
 
   def _check_room(self) -> None:
     """Whether there is room for more; one request may pass the limit."""
-    held = sum(
-      path.stat().st_size for path in self._root.rglob("*") if path.is_file()
-    )
+    held = 0
+    for path in self._root.rglob("*"):
+      try:
+        held += path.stat().st_size
+      except FileNotFoundError:  # of a request that ended just now
+        continue
     if held >= self._most_bytes:
       raise HTTPException(507, "the server's folder is full")
+
+
+def _one_of(folder: pathlib.Path) -> pathlib.Path:
+  """The only file of a folder, else the folder."""
+  found = list(folder.iterdir())
+  return found[0] if len(found) == 1 else folder
+
+
+def _told(place: pathlib.Path) -> dict[str, Any]:
+  path = _one_of(place / _FILES)
+  return {
+    "ext": "" if path.is_dir() else "".join(path.suffixes[-2:]),
+    "info": json.loads((place / _INFO).read_text(encoding="utf-8")),
+  }
+
+
+def _quoted(name: str, field: str) -> str:
+  """A folder's name that stands for an id, and for no other.
+
+  3D Slicer's ids are names of its nodes, "6: CT/thorax".
+
+  Raises:
+    BadFieldError: it is empty, too long, leads elsewhere as a path, or holds
+      control characters.
+  """
+  parts = name.replace("\\", "/").split("/")
+  quoted = urllib.parse.quote(name, safe=" ", errors="replace")
+  if quoted.startswith("."):
+    quoted = "%2E" + quoted[1:]
+  if (
+    not name.strip()
+    or not name.isprintable()
+    or {".", ".."} & set(parts)
+    or len(quoted) > _LONGEST
+  ):
+    raise errors.BadFieldError(field, "expected a short, plain id", 400)
+  return quoted

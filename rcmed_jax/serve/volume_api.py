@@ -32,6 +32,7 @@ from rcmed_jax.serve import (
   api,
   asking,
   errors,
+  forms,
   payload,
   scans,
   shelf,
@@ -212,7 +213,7 @@ def _add_views(
   @made.get("/v1/volumes/{session}/image", responses=responses | _NIFTI)
   async def image(request: Request, session: str) -> FileResponse:
     scan = await scan_of(request, session)
-    if scan.kind == "nifti":
+    if scan.kind != "dicom":
       return FileResponse(scan.path, media_type="application/octet-stream")
     folder = tempfile.TemporaryDirectory()
     out = pathlib.Path(folder.name) / "image.nii.gz"
@@ -231,9 +232,9 @@ def _add_views(
 
   @made.post("/v1/picture", responses=errors.DOCUMENTED | _PNG)
   async def picture(request: Request) -> Response:
-    form = await asking.form_of(request)
+    form = await forms.form_of(request)
     try:
-      data = await asking.file_of(form, "image").read()
+      data = await forms.file_of(form, "image").read()
     finally:
       await form.close()
     image_IJC = await service.picture(data, "image")
@@ -258,6 +259,8 @@ def open_volume(
     raise errors.BadFieldError(
       "image", "expected NIfTI or DICOM; POST /v1/segment takes pictures"
     )
+  if scan.faults:  # a slice too few would not be seen in the answer
+    raise scan.faults[0]
   depth, rows, columns = scan.view.shape
   if depth > MOST_SLICES or rows * columns > service.limits.pixels:
     raise errors.BadFieldError(
@@ -273,7 +276,7 @@ async def _read(
   request: Request, service: asking.Service, kept: shelf.Shelf
 ) -> tuple[VolumeWanted, pathlib.Path, tempfile.TemporaryDirectory[str]]:
   """What is wanted, of which file or folder, and what is to go afterwards."""
-  form = await asking.form_of(request, files=asking.MOST_FILES)
+  form = await forms.form_of(request, files=shelf.MOST_FILES)
   folder = tempfile.TemporaryDirectory()
   try:
     try:
@@ -334,8 +337,7 @@ def _session_path(
   kept: shelf.Shelf, name: str, request: Request
 ) -> pathlib.Path:
   """The file of a session, or the folder of one that holds several."""
-  session = kept.session(name, request.state.caller)
-  return session.paths[0] if len(session.names) == 1 else session.folder
+  return kept.session(name, request.state.caller).path
 
 
 def _text(wanted: VolumeWanted, service: asking.Service) -> str:

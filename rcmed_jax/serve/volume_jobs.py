@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from rcmed_jax.data.checks import DataError
-from rcmed_jax.serve import asking, errors
+from rcmed_jax.serve import errors
 from rcmed_jax.serve.engine import NotReadyError, QueueFullError
 
 # Volumes that are answered at once; each is in memory. More get a 429.
@@ -115,7 +115,7 @@ class Job:
         (self._future, gone), return_when=asyncio.FIRST_COMPLETED
       )
       if not self._future.done():
-        raise HTTPException(asking.CLIENT_LEFT, "the client left")
+        raise HTTPException(errors.CLIENT_LEFT, "the client left")
       return self._future.result()
     finally:
       gone.cancel()

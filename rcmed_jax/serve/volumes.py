@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Callable, Iterator
 import dataclasses
+import math
 import time
 from typing import Protocol
 
@@ -56,8 +57,9 @@ class VolumeAnswer:
 class _Gathered:
   """What slices have said so far."""
 
-  def __init__(self, shape: tuple[int, ...]):
+  def __init__(self, shape: tuple[int, ...], most_bytes: float):
     self._shape = shape
+    self._most_bytes = most_bytes
     self.masks: dict[str, np.ndarray] = {}
     self.confidence: collections.Counter[str] = collections.Counter()
     self.voxels: collections.Counter[str] = collections.Counter()
@@ -75,11 +77,20 @@ class _Gathered:
       if not found.present or found.mask_IJ is None:
         continue
       if name not in self.masks:
+        self._check_room()
         self.masks[name] = np.zeros(self._shape, bool)
       self.masks[name][z] |= found.mask_IJ
       size = int(found.mask_IJ.sum())
       self.confidence[name] += size * found.confidence  # pyright: ignore
       self.voxels[name] += size
+
+  def _check_room(self) -> None:
+    voxels = math.prod(self._shape)
+    if (len(self.masks) + 1) * voxels > self._most_bytes:
+      raise ValueError(
+        f"the slices show more than {len(self.masks)} classes, whose masks of "
+        f"{voxels / 1e6:.0f} MB each are too much; ask for some by name."
+      )
 
 
 def answer(
@@ -90,6 +101,7 @@ def answer(
   describe: bool = False,
   cleanup: cleaning.Cleanup | None = None,
   on_slice: Callable[[], None] = lambda: None,
+  most_bytes: float = math.inf,
 ) -> VolumeAnswer:
   """The answer to one request about all slices of a scan.
 
@@ -99,13 +111,15 @@ def answer(
   Args:
     cleanup: None: masks stay as the slices gave them.
     on_slice: called after each.
+    most_bytes: of the masks of all classes together.
 
   Raises:
     DataError: the scan cannot be read to its end.
-    ValueError: as `Assistant.stream` and `cleanup.clean`.
+    ValueError: as `Assistant.stream` and `cleanup.clean`, or the masks are
+      too much.
   """
   start = time.monotonic()
-  gathered = _Gathered(scan.view.shape)
+  gathered = _Gathered(scan.view.shape, most_bytes)
   questions = (
     assistants.Question(image_IJC, text, describe)
     for image_IJC in scan.pictures()

@@ -1,11 +1,12 @@
 import hashlib
 import json
+import types
 
 import jax
 import pytest
 
 import rcmed_jax
-from rcmed_jax.apps import manifest, settings
+from rcmed_jax.apps import manifest, predict_tasks, settings
 
 
 @pytest.fixture
@@ -40,6 +41,24 @@ def test_every_start_is_kept(told, tmp_path):
   second = manifest.add_start(tmp_path, told, [], allowed=["train.steps"])
   assert manifest.read(tmp_path) == [first, second]
   assert second["allowed"] == ["train.steps"]
+
+
+def test_tasks_are_there_where_the_data_is_gone(told, tmp_path):
+  triplets = [
+    types.SimpleNamespace(dataset=name, modality=modality, classes=classes)
+    for name, modality, classes in (
+      ("a", "X-Ray", ("lung", "heart")),
+      ("b", "X-Ray", ("lung", "rib")),
+      ("b", "pet", ()),
+    )
+  ]
+  entry = manifest.add_start(tmp_path, told, [], items=triplets)
+  wanted = {"X-Ray": ["heart", "lung", "rib"], "pet": []}
+  assert entry["tasks"] == wanted
+  assert predict_tasks.trained(tmp_path) == {
+    "X-Ray": ("heart", "lung", "rib"),
+    "pet": (),
+  }
 
 
 def test_a_built_set_counts_by_its_manifest(told, tmp_path):

@@ -564,6 +564,7 @@ def test_tasks_are_those_of_the_registry_without_training_data(
   assert {"modality": "computed tomography", "class": "liver"} in held["tasks"]
   assert predict("--list-tasks", prompt="") == 0
   assert "computed tomography: liver\n" in capsys.readouterr().out
+  assert predict_tasks.trained("none") == {}  # of the run itself, nothing
 
 
 def test_tasks_are_those_that_the_run_was_trained_on(
@@ -586,4 +587,8 @@ def test_tasks_are_those_that_the_run_was_trained_on(
       {"modality": "magnetic resonance", "class": "spleen", "images": 1},
       {"modality": "pet", "class": "spleen", "images": 1},
     ],
+  }
+  assert predict_tasks.trained("none") == {
+    "magnetic resonance": ("spleen",),
+    "pet": ("spleen",),
   }

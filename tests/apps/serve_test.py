@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import tempfile
 
 import pytest
 import served
@@ -13,6 +14,9 @@ from rcmed_jax.serve import engine, server, shelf
 def _tools():
   pytest.importorskip("mcp", reason="mcp is not installed")
   return importlib.import_module("rcmed_jax.serve.mcp_tools")
+
+
+TRAINED = {"X-Ray": ("heart", "lung"), "pet": ("heart",)}
 
 
 @pytest.fixture
@@ -29,6 +33,8 @@ def begun(monkeypatch):
     return 0
 
   monkeypatch.setattr(answering, "load_assistant", load)
+  monkeypatch.setattr(predict_tasks, "trained", lambda workdir: TRAINED)
+  monkeypatch.setattr(tempfile, "tempdir", tempfile.tempdir)
   monkeypatch.setattr(server, "run", run)
 
   def begin(*argv):
@@ -47,6 +53,7 @@ def test_its_flags_reach_what_they_mean(begun, tmp_path):
     f"--keys={keys}",
     "--rows=8",
     "--most-mb=5",
+    "--most-upload-mb=50",
     f"--files={tmp_path / 'files'}",
     "--log-prompts",
   )
@@ -54,8 +61,14 @@ def test_its_flags_reach_what_they_mean(begun, tmp_path):
   service = seen["app"].service
   assert service.keys.owner(served.KEY) == "ward"
   assert service.limits.body_bytes == 5_000_000
+  assert service.limits.upload_bytes == 50_000_000
+  assert service.modalities == ("X-Ray", "pet")
+  assert service.classes == ("heart", "lung")
   assert service.log_prompts
   assert (tmp_path / "files" / "sessions").is_dir()
+  # What libraries put aside of bodies lies there, too.
+  with tempfile.NamedTemporaryFile() as one:
+    assert one.name.startswith(str(tmp_path / "files"))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org"])

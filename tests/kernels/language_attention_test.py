@@ -147,7 +147,10 @@ def test_a_cache_gives_the_full_pass_position_by_position(implementation):
   )
   np.testing.assert_allclose(
     language_attention.cached_attention(
-      query[0][:, None], key_BSNH, value_BSNH, jnp.asarray(length_B)
+      query[0][:, None],
+      key_BSNH.swapaxes(1, 2),
+      value_BSNH.swapaxes(1, 2),
+      jnp.asarray(length_B),
     )[:, 0],
     mixed[0],
     atol=1e-6,
@@ -163,7 +166,10 @@ def test_a_cache_gives_the_full_pass_for_several_positions_at_once():
   rows_B1 = np.arange(2)[:, None]
   np.testing.assert_allclose(
     language_attention.cached_attention(
-      query[rows_B1, places_B3], key, value, jnp.asarray(first_B + 1)
+      query[rows_B1, places_B3],
+      key.swapaxes(1, 2),
+      value.swapaxes(1, 2),
+      jnp.asarray(first_B + 1),
     ),
     mixed[rows_B1, places_B3],
     atol=1e-6,

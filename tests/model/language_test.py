@@ -137,8 +137,8 @@ def test_prefill_equals_the_training_pass():
   np.testing.assert_allclose(
     hidden_BSD, _run(model, _states(), prefix_B=prefix_B), atol=1e-6
   )
-  assert cache.key_BLSNH.shape == (2, 2, 12, 2, 8)
-  assert not np.any(np.asarray(cache.key_BLSNH[:, :, 9:]))
+  assert cache.key_BLNSH.shape == (2, 2, 2, 12, 8)
+  assert not np.any(np.asarray(cache.key_BLNSH[:, :, :, 9:]))
 
 
 def test_an_extended_cache_equals_the_whole_sequence():

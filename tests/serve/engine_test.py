@@ -7,7 +7,7 @@ import pytest
 import served
 
 from rcmed_jax.serve import engine
-from rcmed_jax.serve.assistant import Question
+from rcmed_jax.serve.questions import Question
 
 
 @pytest.fixture
@@ -36,8 +36,10 @@ def _question(text="light"):
 def test_warm_up_asks_in_all_lengths_before_it_is_ready():
   assistant = served.Assistant()
   engine.warm_up(assistant)
-  words = [len(text.split()) for text in assistant.texts]
-  assert words == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+  words = [len(one.text.split()) for one in assistant.questions]
+  assert words == [1, 2, 4, 8, 16, 32, 64, 128, 256] + [1] * 9
+  earlier = [len(one.earlier[0][0]) for one in assistant.questions[9:]]
+  assert earlier == [2**n * 2 - 1 for n in range(9)]
   assistant.texts.clear()
   engine.warm_up(assistant, ["bone island"])
   assert assistant.texts[9:11] == ["bone island", "bone island a"]
@@ -121,15 +123,73 @@ def test_who_waited_too_long_is_not_computed(make):
 def test_one_bad_question_spoils_no_other(make):
   assistant = served.Assistant(rows=4)
   one = make(assistant, fill_s=0.2)
-  texts = ("light", "fault", "a" * 700, "light")
+  with pytest.raises(ValueError, match="longer than 600"):
+    one.submit(_question("a" * 700), 20)
+  futures = [one.submit(_question(text), 20) for text in ("a", "fault", "b")]
+  kinds = [type(future.exception(20)) for future in futures]
+  assert kinds == [type(None), RuntimeError, type(None)]
+
+
+def test_those_of_a_kind_share_a_batch_and_the_oldest_is_first(make):
+  assistant = served.Assistant(rows=2)
+  one = make(assistant)
+  assistant.free.clear()
+  one.submit(_question("begin"), 20)
+  served.until(lambda: assistant.batches == [1])
+  long = "b" * 100
+  texts = ("a1", long, "a2", "a3", "a4", long, "a5")
   futures = [one.submit(_question(text), 20) for text in texts]
-  for future, kind in zip(
-    futures, (None, RuntimeError, ValueError, None), strict=True
-  ):
-    if kind is None:
-      assert future.result(20).answer.targets[0].present
-    else:
-      assert isinstance(future.exception(20), kind)
+  assistant.free.set()
+  for future in futures:
+    future.result(20)
+  # Two rounds of two full batches; what is left over is of one kind.
+  assert assistant.texts[1:] == ["a1", "a2", long, long, "a3", "a4", "a5"]
+  assert assistant.batches == [1, 2, 2, 2, 1]
+
+
+def test_who_asks_alone_is_not_passed_over_by_many(make):
+  assistant = served.Assistant(rows=2)
+  one = make(assistant)
+  assistant.free.clear()
+  one.submit(_question("begin"), 20)
+  served.until(lambda: assistant.batches == [1])
+  alone = "c" * 100
+  texts = [*"12345", alone, *map(str, range(6, 30))]
+  futures = [one.submit(_question(text), 20) for text in texts]
+  assistant.free.set()
+  for future in futures:
+    future.result(20)
+  # Those that came before it, and the one that filled the last one's batch.
+  assert assistant.texts[1:8] == ["1", "2", "3", "4", "5", "6", alone]
+
+
+def test_words_are_told_to_those_who_listen(make):
+  assistant = served.Assistant(rows=4)
+  one = make(assistant, fill_s=0.2)
+  heard = []
+  silent = one.submit(_question("silent"), 20)
+  loud = one.submit(_question("loud"), 20, heard.append)
+  text = loud.result(20).answer.text
+  assert silent.result(20).answer.text == text
+  assert heard[-1] == text
+  assert len(heard) == len(text.split(" "))
+  assert all(text.startswith(part) for part in heard)
+
+
+def test_a_full_queue_says_by_when_it_may_be_answered(make):
+  assistant = served.Assistant(rows=2, batch_s=0.2)
+  one = make(assistant, most=4)
+  one.submit(_question(), 20).result(20)  # it learns what a batch takes
+  assistant.free.clear()
+  futures = [one.submit(_question(), 20)]
+  served.until(lambda: assistant.batches == [1, 1])
+  futures += [one.submit(_question(), 20) for _ in range(4)]
+  with pytest.raises(engine.QueueFullError) as caught:
+    one.submit(_question(), 20)
+  # A fifth of 0.2 s for the first batch of all, and two batches to come.
+  assert 0.05 < caught.value.wait_s < 1
+  assistant.free.set()
+  assert all(future.result(20) for future in futures)
 
 
 def test_a_stream_is_in_order_and_lets_others_in_between(make):

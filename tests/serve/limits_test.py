@@ -1,5 +1,10 @@
 """What hostile or hasty clients meet."""
 
+import base64
+import contextlib
+import json
+import os
+import pathlib
 import socket
 import struct
 import threading
@@ -43,9 +48,16 @@ def _post(at, data, **more):
 
 
 def test_large_bodies_and_images_are_refused():
-  with served.running(body_bytes=100_000, pixels=10_000) as at:
+  with served.running(
+    body_bytes=100_000, upload_bytes=200_000, pixels=10_000
+  ) as at:
     assert _post(at, served.png()).status_code == 200
-    assert _post(at, bytes(200_000)).status_code == 413
+    assert _post(at, bytes(300_000)).status_code == 413
+    # Not too much for a form, but for a picture.
+    assert _post(at, served.png() + bytes(150_000)).status_code == 413
+    body = {"prompt": "light", "image": "A" * 150_000}
+    reply = requests.post(at.url + "/v1/segment", json=body, timeout=20)
+    assert reply.status_code == 413
     large = served.png(served.image(shape=(101, 100)))
     assert _post(at, large).status_code == 413
     began = time.monotonic()
@@ -65,6 +77,63 @@ def test_large_bodies_and_images_are_refused():
     except requests.ConnectionError:
       pass  # refused while it was still sending
     assert _post(at, served.png()).status_code == 200
+
+
+def test_what_is_packed_tightly_is_not_unpacked():
+  """Of pictures whose header is small and whose content is not."""
+  with served.running(pixels=10_000) as at:
+    before = _memory()
+    bombs = [
+      # 20 kB of pixels that unpack to 20 MB.
+      _png(100, 100, zlib.compress(bytes(20_000_000), 9)),
+      # A comment likewise.
+      _png(100, 100, zlib.compress(bytes(30_100)), _comment(20_000_000)),
+      _tiff(2**31 - 1, 2**31 - 1),
+      _tiff(90, 90, strips=10_000_000),
+    ]
+    for data in bombs:
+      assert len(data) < 100_000
+      assert _post(at, data).status_code in (200, 400, 413)
+    assert _memory() - before < 100e6
+    assert _post(at, served.png()).status_code == 200
+
+
+def _png(columns, rows, packed, more=b""):
+  header = struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0)
+  return (
+    b"\x89PNG\r\n\x1a\n"
+    + _chunk(b"IHDR", header)
+    + more
+    + _chunk(b"IDAT", packed)
+    + _chunk(b"IEND", b"")
+  )
+
+
+def _comment(size):
+  return _chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(size), 9))
+
+
+def _tiff(columns, rows, strips=1):
+  """A TIFF of one directory whose strips lie nowhere."""
+  entries = [
+    (256, 4, 1, columns),
+    (257, 4, 1, rows),
+    (258, 3, 1, 8),
+    (259, 3, 1, 1),
+    (262, 3, 1, 1),
+    (273, 4, strips, 8),
+    (278, 4, 1, 1),
+    (279, 4, strips, 8),
+  ]
+  packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+  head = b"II*\0" + struct.pack("<IH", 8, len(entries))
+  return head + packed + bytes(4)
+
+
+def _memory():
+  """Bytes that this process, and so the server, holds."""
+  pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+  return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_noise_and_other_formats_are_no_images():
@@ -219,6 +288,118 @@ def test_no_answer_in_time_is_said_and_a_client_that_left_is_not_answered():
     served.until(lambda: not at.app.service.engine.waiting)
     assert _post(at, served.png()).status_code == 200
     assert "left" not in assistant.texts
+
+
+def test_a_client_that_takes_no_answer_is_given_up():
+  """Its answer is larger than what the network between them holds."""
+  with served.running(send_s=0.5) as at:
+    image = np.random.default_rng(0).integers(0, 255, (2000, 2000, 3), np.uint8)
+    body = json.dumps(
+      {
+        "image": base64.b64encode(served.png(image)).decode(),
+        "prompt": "light",
+        "masks": "rle",
+      }
+    ).encode()
+    head = (
+      "POST /v1/segment HTTP/1.1\r\nHost: a\r\n"
+      f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with socket.socket() as one:
+      one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+      one.connect(("127.0.0.1", at.port))
+      one.sendall(head.encode() + body)
+      served.until(lambda: at.app.gate.inside == 1)
+      served.until(lambda: at.app.gate.inside == 0)
+    assert _post(at, served.png()).status_code == 200
+    assert not [line for line in at.log if "fault" in line]
+
+
+def test_a_slow_but_steady_upload_is_taken():
+  with served.running(body_s=0.3) as at:
+    text = json.dumps({"image": "A" * 3_000_000, "prompt": "light"}).encode()
+    head = (
+      "POST /v1/segment HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+      f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", at.port), 20) as one:
+      one.sendall(head.encode())
+      for first in range(0, len(text), 500_000):
+        one.sendall(text[first : first + 500_000])
+        time.sleep(0.1)
+      # Later than 0.3 s, and refused for what it holds alone.
+      assert b" 400 " in one.recv(65536)
+
+
+@pytest.mark.parametrize(
+  "body",
+  [
+    b"",
+    b"--x",
+    b"--x--\r\n",
+    b"--x\r\n\r\n\r\n--x--\r\n",
+    b"--x\r\nContent-Disposition: form-data\r\n\r\na\r\n--x--\r\n",
+    b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\na\r\n--x--',
+    b'--x\r\nContent-Disposition: form-data; name="\xff\xfe"\r\n\r\n--x--\r\n',
+    b"--x\r\n" + b"A" * 20_000 + b": b\r\n\r\n--x--\r\n",
+    b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n\r\n' * 2000,
+    b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n'
+    b"\r\n\r\n" * 3000,
+    b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n'
+    + b"a" * 2_000_000
+    + b"\r\n--x--\r\n",
+  ],
+)
+def test_damaged_forms_are_refused_everywhere(shared_server, body):
+  kind = {"Content-Type": "multipart/form-data; boundary=x"}
+  for method, path in (
+    ("POST", "/v1/segment"),
+    ("PUT", "/session/"),
+    ("PUT", "/datastore/?image=a"),
+    ("PUT", "/datastore/label?image=a"),
+    ("POST", f"/infer/{served.NAME}"),
+    ("POST", "/auth/token"),
+  ):
+    reply = requests.request(
+      method, shared_server.url + path, data=body, headers=kind, timeout=20
+    )
+    assert reply.status_code in (400, 401, 404, 413, 422), (path, reply.text)
+    assert reply.json()["error"]["message"]
+  assert not [line for line in shared_server.log if "fault" in line]
+
+
+@pytest.mark.parametrize(
+  "head",
+  [
+    b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: " + b"a" * 100_000,
+    b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /v1/models HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+    b"POST /v1/segment HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /x HTTP/1.1\r\n\r\n",
+    b"POST /v1/segment HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
+    b"Content-Type: application/json\r\n\r\nFFFFFFFFFFFFFFFF\r\n",
+    b"POST /v1/segment HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n"
+    b"Content-Length: 20\r\n\r\n",
+  ],
+)
+def test_damaged_heads_are_refused(shared_server, head, monkeypatch):
+  monkeypatch.setattr(server, "HEADERS_S", 0.5)
+  with socket.create_connection(("127.0.0.1", shared_server.port), 20) as one:
+    one.sendall(head)
+    one.shutdown(socket.SHUT_WR)
+    answer = b""
+    with contextlib.suppress(ConnectionError):
+      while part := one.recv(65536):
+        answer += part
+  assert not answer or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5"))
+  assert b" 200 " not in answer
+  assert not [line for line in shared_server.log if "fault" in line]
+
+
+@pytest.fixture(scope="module")
+def shared_server():
+  with served.running() as found:
+    yield found
 
 
 def test_a_client_that_breaks_off_harms_nobody():

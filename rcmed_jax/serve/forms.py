@@ -1,0 +1,126 @@
+"""Bodies: texts and files of multipart forms, and how documents describe them.
+
+Paths read their bodies themselves, since what is too large, too slow or of
+another kind is refused before it is understood; so they describe them, too.
+"""
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import pydantic
+from starlette.datastructures import FormData, UploadFile
+from starlette.requests import Request
+
+from rcmed_jax.serve import shelf
+from rcmed_jax.serve.errors import BadFieldError
+
+# More are an accident or an attack.
+_MOST_FIELDS = 50
+_MOST_TEXT = 1 << 20  # bytes of a field that is no file
+
+FILE = {"type": "string", "format": "binary"}
+_PARAMS = {"type": "string", "contentMediaType": "application/json"}
+
+
+def body(file: str, *, required: bool = True, many: bool = False) -> Any:
+  """What documents say of a form with a file and `params`.
+
+  Args:
+    file: the field's name.
+    required: whether the file must be there.
+    many: whether there may be several.
+  """
+  files = {"type": "array", "items": FILE, "minItems": 1} if many else FILE
+  schema = {
+    "type": "object",
+    "properties": {file: files, "params": _PARAMS},
+    "required": [file] if required else [],
+  }
+  content = {"multipart/form-data": {"schema": schema}}
+  return {"requestBody": {"required": True, "content": content}}
+
+
+def schema_of(model: type[pydantic.BaseModel]) -> dict[str, Any]:
+  """The JSON schema of a body, whole in itself, without references."""
+  schema = model.model_json_schema()
+  parts = schema.pop("$defs", {})
+
+  def whole(value: Any) -> Any:
+    if isinstance(value, list):
+      return [whole(one) for one in value]
+    if not isinstance(value, dict):
+      return value
+    if "$ref" in value:
+      return whole(parts[value["$ref"].rpartition("/")[2]])
+    # Of a discriminator nothing is lost: its parts name their kinds.
+    return {
+      key: whole(one) for key, one in value.items() if key != "discriminator"
+    }
+
+  return whole(schema)
+
+
+async def form_of(request: Request, *, files: int = 1) -> FormData:
+  """The fields of a multipart body.
+
+  Raises:
+    BadFieldError: 415 if it is none; starlette raises 400 if it is damaged.
+  """
+  kind = request.headers.get("content-type", "")
+  if not kind.lower().startswith("multipart/form-data"):
+    raise BadFieldError("body", "expected multipart/form-data", 415)
+  return await request.form(
+    max_files=files, max_fields=_MOST_FIELDS, max_part_size=_MOST_TEXT
+  )
+
+
+def file_of(form: FormData, field: str) -> UploadFile:
+  """A file of a form.
+
+  Raises:
+    BadFieldError: there is none of that name.
+  """
+  found = form.get(field)
+  if not isinstance(found, UploadFile):
+    raise BadFieldError(field, "expected a file")
+  return found
+
+
+def text_of(form: FormData, field: str) -> str | None:
+  """A text of a form; None where there is none.
+
+  Raises:
+    BadFieldError: it is a file.
+  """
+  found = form.get(field)
+  if isinstance(found, UploadFile):
+    raise BadFieldError(field, "expected text and no file")
+  return found
+
+
+def params_of(form: FormData) -> dict[str, Any]:
+  """The JSON object in a form's `params`; {} where there is none.
+
+  Raises:
+    BadFieldError: it is something else.
+  """
+  text = text_of(form, "params")
+  try:
+    params = json.loads(text or "{}")
+  except (ValueError, RecursionError) as error:
+    raise BadFieldError("params", "it is no JSON", 400) from error
+  if not isinstance(params, dict):
+    raise BadFieldError("params", "expected an object")
+  return params
+
+
+def incoming_of(file: UploadFile) -> shelf.Incoming:
+  """A file, and what writes it. Clients send whole local paths as names."""
+
+  def write(path: pathlib.Path) -> None:
+    with path.open("wb") as out:
+      shutil.copyfileobj(file.file, out)
+
+  return file.filename or "", write

@@ -1,0 +1,95 @@
+"""A run whose model says what is written for it, and draws what it sees.
+
+Its weights are noise, but in its words each token of the answer follows the one
+before. So nothing has to be trained, and its masks depend on the image.
+"""
+
+import dataclasses
+import itertools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import parts
+import toy
+
+from rcmed_jax.apps import runs, settings
+from rcmed_jax.data import prompts, tokens
+from rcmed_jax.data.pipeline import DataConfig
+from rcmed_jax.eval.protocols import EvalConfig
+from rcmed_jax.model.rcmed import RCMed
+from rcmed_jax.parallel.mesh import MeshConfig
+from rcmed_jax.train import checkpoints
+from rcmed_jax.train import step as steps
+from rcmed_jax.train.loop import TrainConfig
+from rcmed_jax.train.optimizer import OptimizerConfig
+
+QUESTION = "Where is the heart in this X-Ray image?"
+ANSWER = "<p> heart </p> [SEG].</s>"
+
+
+def write(workdir, *, answer=ANSWER, seed=5, **language):
+  """Makes the folder of the run.
+
+  Args:
+    answer: ends in </s>; no token comes twice in it.
+    language: sizes of the language model, instead of the toy's.
+  """
+  workdir.mkdir(parents=True)
+  texts = [prompts.conversation(QUESTION), answer]
+  tokenizer = tokens.train_tokenizer(texts, 900, workdir / runs.TOKENIZER)
+  config = toy.model_config()
+  sizes = dict(vocabulary=tokenizer.vocabulary, width=32) | language
+  config = dataclasses.replace(
+    config, language=dataclasses.replace(config.language, **sizes)
+  )
+  told = settings.Settings(
+    DataConfig(lengths=(128, 192), max_targets=2),
+    config,
+    OptimizerConfig(),
+    TrainConfig(),
+    MeshConfig(),
+    EvalConfig(max_new=64, present_quality=0.0),
+  )
+  settings.save(told, workdir)
+  model = parts.at_random(lambda: RCMed(config, rngs=nnx.Rngs(0)), seed)
+  # Without constants, what is dark and what is bright are opposites.
+  arrays = jax.tree.map_with_path(
+    lambda path, leaf: leaf * 0 if _is_constant(path) else leaf,
+    nnx.to_pure_dict(nnx.state(model)),
+  )
+  _write_words(arrays["language"], tokenizer, answer)
+  frozen = {"language": {"layers": arrays["language"].pop("layers")}}
+  with checkpoints.Checkpoints(workdir) as saved:
+    saved.save(
+      steps.TrainState(jnp.int32(1), arrays, frozen, {"count": jnp.int32(0)}),
+      {},
+      {},
+    )
+
+
+def _is_constant(path):
+  name = jax.tree_util.keystr(path[-1:])
+  return "bias" in name or "position" in name
+
+
+def _write_words(language, tokenizer, answer):
+  """Embeddings that layers hardly change, each read as the next token."""
+  rng = np.random.default_rng(1)
+  prompt = prompts.conversation(QUESTION)
+  prompt_T = tokenizer.encode_prompt(prompt)
+  answer_T, _ = tokenizer.encode_answer(prompt, answer)
+  said = answer_T[len(prompt_T) - 1 :].tolist()
+  assert len(set(said)) == len(said)
+  shape = language["embedding"].shape
+  embedding_VD = rng.normal(size=shape).astype(np.float32)
+  embedding_VD /= np.linalg.norm(embedding_VD, axis=1, keepdims=True)
+  head_DV = np.zeros(shape[::-1], np.float32)
+  for before, after in itertools.pairwise(said):
+    head_DV[:, after] = 10 * embedding_VD[before]
+  language["embedding"] = jnp.asarray(50 * embedding_VD)
+  for name in ("o", "down"):
+    kernel = language["layers"][name]["kernel"]
+    language["layers"][name]["kernel"] = kernel / kernel.shape[-2]
+  language["head"]["kernel"] = jnp.asarray(head_DV)
