@@ -1,13 +1,20 @@
 """`rcmed serve`: its flags, and what it refuses to begin."""
 
 import dataclasses
+import importlib
 import tempfile
 
 import pytest
 import served
 
 from rcmed_jax.apps import answering, predict_tasks, serve
-from rcmed_jax.serve import engine, mcp_tools, server, shelf
+from rcmed_jax.serve import engine, server, shelf
+
+
+def _tools():
+  pytest.importorskip("mcp", reason="mcp is not installed")
+  return importlib.import_module("rcmed_jax.serve.mcp_tools")
+
 
 TRAINED = {"X-Ray": ("heart", "lung"), "pet": ("heart",)}
 
@@ -107,7 +114,7 @@ def test_tools_are_served_where_they_are_asked_for(
     seen.update(load=load, **told)
     return Made()
 
-  monkeypatch.setattr(mcp_tools, "make", make)
+  monkeypatch.setattr(_tools(), "make", make)
   begun("--mcp", f"--mcp-images={tmp_path}", "--most-pixels=99")
   assert seen["folder"] == tmp_path
   assert seen["service"].limits.pixels == 99
@@ -131,7 +138,7 @@ def test_a_model_that_cannot_be_loaded_ends_in_an_exit_code(
     return Made()
 
   monkeypatch.setattr(answering, "load_assistant", load)
-  monkeypatch.setattr(mcp_tools, "make", make)
+  monkeypatch.setattr(_tools(), "make", make)
   assert serve.main(["--mcp", "--workdir=runs/one"]) == 1
   assert "there is no run" in capsys.readouterr().err
 

@@ -9,12 +9,13 @@ import sys
 
 import anyio
 import fake_assistant
-import mcp
-from mcp.client.stdio import StdioServerParameters, stdio_client
 import numpy as np
 import PIL.Image
 import pytest
 import served
+
+mcp = pytest.importorskip("mcp", reason="mcp is not installed")
+stdio = pytest.importorskip("mcp.client.stdio")
 
 # A server as `rcmed serve --mcp` runs it, with an assistant for tests.
 _PROGRAM = """
@@ -61,15 +62,16 @@ def told(folder):
 
 async def _session(folder):
   here = pathlib.Path(served.__file__).parents[1]
-  paths = [str(here), str(here / "tests")]
-  server = StdioServerParameters(
+  held = os.environ.get("PYTHONPATH", "")
+  paths = [str(here), str(here / "tests"), *filter(None, [held])]
+  server = stdio.StdioServerParameters(
     command=sys.executable,
     args=["-c", _PROGRAM, str(folder / "scans")],
     env=dict(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)},
   )
   with (folder / "log").open("w+") as log:
     async with (
-      stdio_client(server, errlog=log) as (read, write),
+      stdio.stdio_client(server, errlog=log) as (read, write),
       mcp.ClientSession(read, write) as session,
     ):
       await session.initialize()

@@ -136,6 +136,44 @@ def test_follow_ups_stay_with_the_image_and_absence_is_named(browser, at):
     assert page.locator("#turns strong.absent").inner_text() == "bright"
 
 
+def test_words_are_seen_while_they_are_said(browser, at):
+  with browsing.page(browser, at.url + "/") as page:
+    browsing.open_files(page, [("scan.png", served.png(picture()))])
+    at.assistant.said.clear()
+    try:
+      page.fill("#question", "Where is the light?")
+      page.press("#question", "Enter")
+      page.wait_for_selector("#turns li[aria-busy] .words:not(:empty)")
+      said = page.locator("#turns .words").inner_text()
+      assert "This is".startswith(said[:4]) and "bright" not in said
+      assert not page.locator("#findings").is_visible()
+    finally:
+      at.assistant.said.set()
+    page.wait_for_selector("#targets li")
+    assert "contains bright." in page.locator("#turns .words").inner_text()
+
+
+def test_a_conversation_that_is_too_long_begins_anew(browser):
+  class Forgetful(served.Assistant):
+    def kind(self, question):
+      if len(question.earlier) > 1:
+        raise ValueError("the conversation is longer than 192 tokens.")
+      return super().kind(question)
+
+  with (
+    served.running(Forgetful()) as at,
+    browsing.page(browser, at.url + "/", faults=("422",)) as page,
+  ):
+    browsing.open_files(page, [("scan.png", served.png(picture()))])
+    for number in range(3):
+      browsing.ask(page, f"Question {number}?")
+    told = [len(one.earlier) for one in at.assistant.questions]
+    assert told == [0, 1, 0]
+    assert at.assistant.questions[1].earlier[0][0] == "Question 0?"
+    notes = page.locator("#turns .state").all_inner_texts()
+    assert ["left out" in note for note in notes] == [False, False, True]
+
+
 def test_a_newer_image_takes_the_place_of_one_that_is_asked_about(browser, at):
   with browsing.page(browser, at.url + "/") as page:
     browsing.open_files(page, [("a.png", served.png(picture()))])

@@ -80,7 +80,7 @@ export function saveMask({ name, nifti, png }) {
 
 /** What an answer may be saved as, besides its masks. */
 export function filesOf(answer) {
-  const said = { ...answer, files: undefined };
+  const said = { ...answer, files: undefined, note: undefined };
   const json = new Blob([JSON.stringify(said, null, 2)], { type: "application/json" });
   const found = [{ name: "answer.json", save: () => save(json, "answer.json") }];
   const wanted = { "labels.nii.gz": "application/gzip", "segmentation.dcm": "application/dicom" };

@@ -156,17 +156,27 @@ async function ask(text, describe = false) {
 
 async function askPicture(text, describe, turn, signal) {
   image.url ??= await dataUrl(image.files[0].file);
-  const question = { role: "user", content: text };
-  if (!messages.length) {
-    question.content = [
-      { type: "text", text },
-      { type: "image_url", image_url: { url: image.url } },
-    ];
+  const once = async () => {
+    const question = { role: "user", content: text };
+    if (!messages.length) {
+      question.content = [
+        { type: "text", text },
+        { type: "image_url", image_url: { url: image.url } },
+      ];
+    }
+    const body = { model: able.model, messages: [...messages, question], describe };
+    const answer = await api.chat(body, (said) => turn.say(said), signal);
+    messages.push(question, { role: "assistant", content: answer.text });
+    return answer;
+  };
+  try {
+    return await once();
+  } catch (error) {
+    if (error.status !== 422 || !messages.length) throw error;
+    // The conversation may be longer than the model reads: it begins anew.
+    messages = [];
+    return { ...(await once()), note: "earlier questions were left out" };
   }
-  const body = { model: able.model, messages: [...messages, question], describe };
-  const answer = await api.chat(body, (said) => turn.say(said), signal);
-  messages.push(question, { role: "assistant", content: answer.text });
-  return answer;
 }
 
 async function askVolume(text, describe, turn, signal) {

@@ -55,7 +55,8 @@ export class Turn {
     this._end();
     this._write(answer.text, targets, { goTo });
     const seconds = (performance.now() - this._began) / 1000;
-    const parts = [answer.modality, `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`];
+    const took = `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
+    const parts = [answer.modality, took, answer.note];
     this._state.textContent = parts.filter(Boolean).join(" · ");
     this._files.append(...files.map(({ name, save }) => element("button", {
       type: "button", class: "quiet", "aria-label": `Save ${name}`, onclick: save,
