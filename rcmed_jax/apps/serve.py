@@ -93,7 +93,6 @@ def _service(args: argparse.Namespace, keys: Any, batched: Any) -> Any:
     rate=args.rate,
   )
   workdir = args.workdir or runs.newest()
-  trained = predict_tasks.trained(workdir)
   own = [new_classes.load(path).name for path in args.classes]
   assistant = answering.load_assistant(
     workdir,
@@ -101,6 +100,7 @@ def _service(args: argparse.Namespace, keys: Any, batched: Any) -> Any:
     classes=args.classes,
     in_int8=args.int8,
   )
+  trained = predict_tasks.trained(workdir)
   return asking.Service(
     engine=engine.Engine(
       assistant,

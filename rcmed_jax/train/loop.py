@@ -137,34 +137,22 @@ def train(
       checkpoint_files.Checkpoints(workdir, keep=config.keep)
     )
     known = scores.Scores(config.keep_best, config.patience)
-    evaluation = validation.Evaluation(
-      layout,
-      evaluators,
-      held_out,
-      known,
-      metric=config.metric,
-      every=config.eval_every,
-      last=config.steps,
-      micro_batches=config.accumulation,
-      loss_config=loss_config,
+    evaluation = _evaluation(
+      config, layout, evaluators, held_out, known, loss_config
     )
     data = make_data()
-    start, damaged = 0, ()
-    if checkpoints.latest():
-      restored = checkpoints.restore(layout.state)
-      state, damaged = restored.state, restored.damaged
-      start = int(state.step)
-      data.set_state(restored.data_state)
-      known.restore(restored.meta)
-      over = start >= config.steps or known.exhausted
-      if over and not evaluation.overdue(start):
-        return nnx.merge(layout.graphdef, state.trainable, state.frozen)
-    else:
+
+    def fresh() -> steps.TrainState:
       state = steps.init_state(
         layout, model_config, optimizer_config, optimizer, config.seed
       )
-      if weights is not None:
-        state = initial.with_weights(state, weights)
+      return state if weights is None else initial.with_weights(state, weights)
+
+    state, damaged = _state(checkpoints, layout, data, known, fresh)
+    start = int(state.step)
+    over = start >= config.steps or known.exhausted
+    if over and not evaluation.overdue(start):
+      return nnx.merge(layout.graphdef, state.trainable, state.frozen)
     gauge = meter.Meter(model_config, optimizer_config.trainable, mesh)
     log = stack.enter_context(
       logs.Log(workdir, start=start, steps=config.steps, meter=gauge)
@@ -235,15 +223,52 @@ def train(
       watchdog.fed()
       if stopped:
         checkpoints.wait()
-        log.say(
-          f"Stopped by {signal.Signals(stopped).name} after step {step}, saved "
-          f"in {workdir}. The same command goes on from there."
-        )
+        log.say(_farewell(stopped, step, workdir))
         raise SystemExit(_exit_code(stopped))
       if known.exhausted:
         log.say(f"{known.verdict()} Ended after step {step}.")
         break
   return nnx.merge(layout.graphdef, state.trainable, state.frozen)
+
+
+def _evaluation(
+  config: TrainConfig,
+  layout: steps.Layout,
+  evaluators: Mapping[str, validation.Evaluator],
+  held_out: validation.Rows | None,
+  known: scores.Scores,
+  loss_config: losses.LossConfig,
+) -> validation.Evaluation:
+  return validation.Evaluation(
+    layout,
+    evaluators,
+    held_out,
+    known,
+    metric=config.metric,
+    every=config.eval_every,
+    last=config.steps,
+    micro_batches=config.accumulation,
+    loss_config=loss_config,
+  )
+
+
+def _state(
+  checkpoints: checkpoint_files.Checkpoints,
+  layout: steps.Layout,
+  data: feed.Batches,
+  known: scores.Scores,
+  fresh: Callable[[], steps.TrainState],
+) -> tuple[steps.TrainState, tuple[str, ...]]:
+  """What the run goes on from, and sentences on checkpoints set aside.
+
+  Data and scores are put where they stood.
+  """
+  if not checkpoints.latest():
+    return fresh(), ()
+  restored = checkpoints.restore(layout.state)
+  data.set_state(restored.data_state)
+  known.restore(restored.meta)
+  return restored.state, restored.damaged
 
 
 def _check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
@@ -270,6 +295,13 @@ def _means(done: list[bad_batches.Done]) -> dict[str, float]:
   }
   skipped = len(fetched) - len(finite)
   return means | ({"skipped": float(skipped)} if skipped else {})
+
+
+def _farewell(stopped: int, step: int, workdir: epath.Path) -> str:
+  return (
+    f"Stopped by {signal.Signals(stopped).name} after step {step}, saved in "
+    f"{workdir}. The same command goes on from there."
+  )
 
 
 def _exit_code(stopped: int) -> int:
