@@ -87,20 +87,6 @@ def test_on_its_own_machine_it_needs_no_key(begun, host):
   assert refused(scope).status_code == 403
 
 
-def test_the_classes_of_training_are_told(begun, monkeypatch):
-  tasks = [
-    {"modality": "MR", "class": "liver", "images": 3},
-    {"modality": "CT", "class": "spleen", "images": 9},
-    {"modality": "CT", "class": "liver", "images": 8},
-  ]
-  told = [(predict_tasks.TRAINED, tasks), (predict_tasks.KNOWN, tasks)]
-  monkeypatch.setattr(predict_tasks, "tasks", lambda workdir: told.pop(0))
-  service = begun()["app"].service
-  assert service.classes == ("liver", "spleen")
-  assert service.modalities == ("CT", "MR")
-  assert begun()["app"].service.classes == ()
-
-
 def test_tools_are_served_where_they_are_asked_for(
   begun, monkeypatch, tmp_path
 ):
@@ -138,6 +124,7 @@ def test_a_model_that_cannot_be_loaded_ends_in_an_exit_code(
     return Made()
 
   monkeypatch.setattr(answering, "load_assistant", load)
+  monkeypatch.setattr(predict_tasks, "trained", lambda workdir: TRAINED)
   monkeypatch.setattr(_tools(), "make", make)
   assert serve.main(["--mcp", "--workdir=runs/one"]) == 1
   assert "there is no run" in capsys.readouterr().err
