@@ -124,6 +124,7 @@ def test_a_model_that_cannot_be_loaded_ends_in_an_exit_code(
     return Made()
 
   monkeypatch.setattr(answering, "load_assistant", load)
+  monkeypatch.setattr(predict_tasks, "trained", lambda workdir: TRAINED)
   monkeypatch.setattr(_tools(), "make", make)
   assert serve.main(["--mcp", "--workdir=runs/one"]) == 1
   assert "there is no run" in capsys.readouterr().err

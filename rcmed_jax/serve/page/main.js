@@ -103,12 +103,15 @@ async function show({ kind, name, files }, signal) {
 
 /** Before anything is sent: whether the server would take it. */
 function check({ kind, files }) {
-  const most = able?.limits?.body_bytes;
+  const picture = kind === "picture";
+  const { body_bytes: json, upload_bytes: form } = able?.limits ?? {};
+  const most = picture ? json : form;
   const size = files.reduce((sum, { file }) => sum + file.size, 0);
   // A picture is sent as base64 in JSON.
-  if (most && size * (kind === "picture" ? 4 / 3 : 1) + 10000 > most) {
+  if (most && size * (picture ? 4 / 3 : 1) + 10000 > most) {
     const mb = (bytes) => `${Math.ceil(bytes / 1e6)} MB`;
-    throw new Error(`This is ${mb(size)}; the server takes ${mb(most)} at once (--most-mb).`);
+    const flag = picture ? "--most-mb" : "--most-upload-mb";
+    throw new Error(`This is ${mb(size)}; the server takes ${mb(most)} at once (${flag}).`);
   }
   if (files.length > 2000) throw new Error("A series of more than 2000 files is not taken.");
 }
