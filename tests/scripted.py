@@ -26,31 +26,27 @@ from rcmed_jax.train.loop import TrainConfig
 from rcmed_jax.train.optimizer import OptimizerConfig
 
 QUESTION = "Where is the heart in this X-Ray image?"
+# No token comes twice in it.
 ANSWER = "<p> heart </p> [SEG].</s>"
 
 
-def write(workdir, *, answer=ANSWER, seed=5, **language):
-  """Makes the folder of the run.
-
-  Args:
-    answer: ends in </s>; no token comes twice in it.
-    language: sizes of the language model, instead of the toy's.
-  """
+def write(workdir, *, seed=5):
+  """Makes the folder of the run."""
   workdir.mkdir(parents=True)
-  texts = [prompts.conversation(QUESTION), answer]
-  tokenizer = tokens.train_tokenizer(texts, 900, workdir / runs.TOKENIZER)
+  texts = [prompts.conversation(QUESTION), ANSWER]
+  tokenizer = tokens.train_tokenizer(texts, 420, workdir / runs.TOKENIZER)
   config = toy.model_config()
-  sizes = dict(vocabulary=tokenizer.vocabulary, width=32) | language
-  config = dataclasses.replace(
-    config, language=dataclasses.replace(config.language, **sizes)
+  language = dataclasses.replace(
+    config.language, vocabulary=tokenizer.vocabulary, width=32
   )
+  config = dataclasses.replace(config, language=language)
   told = settings.Settings(
     DataConfig(lengths=(128, 192), max_targets=2),
     config,
     OptimizerConfig(),
     TrainConfig(),
     MeshConfig(),
-    EvalConfig(max_new=64, present_quality=0.0),
+    EvalConfig(max_new=16, present_quality=0.0),
   )
   settings.save(told, workdir)
   model = parts.at_random(lambda: RCMed(config, rngs=nnx.Rngs(0)), seed)
@@ -59,7 +55,7 @@ def write(workdir, *, answer=ANSWER, seed=5, **language):
     lambda path, leaf: leaf * 0 if _is_constant(path) else leaf,
     nnx.to_pure_dict(nnx.state(model)),
   )
-  _write_words(arrays["language"], tokenizer, answer)
+  _write_words(arrays["language"], tokenizer)
   frozen = {"language": {"layers": arrays["language"].pop("layers")}}
   with checkpoints.Checkpoints(workdir) as saved:
     saved.save(
@@ -74,12 +70,12 @@ def _is_constant(path):
   return "bias" in name or "position" in name
 
 
-def _write_words(language, tokenizer, answer):
-  """Embeddings that layers hardly change, each read as the next token."""
+def _write_words(language, tokenizer):
   rng = np.random.default_rng(1)
-  prompt = prompts.conversation(QUESTION)
-  prompt_T = tokenizer.encode_prompt(prompt)
-  answer_T, _ = tokenizer.encode_answer(prompt, answer)
+  prompt_T, answer_T = (
+    tokenizer.encode_prompt(prompts.conversation(QUESTION)),
+    tokenizer.encode_answer(prompts.conversation(QUESTION), ANSWER)[0],
+  )
   said = answer_T[len(prompt_T) - 1 :].tolist()
   assert len(set(said)) == len(said)
   shape = language["embedding"].shape
@@ -89,7 +85,4 @@ def _write_words(language, tokenizer, answer):
   for before, after in itertools.pairwise(said):
     head_DV[:, after] = 10 * embedding_VD[before]
   language["embedding"] = jnp.asarray(50 * embedding_VD)
-  for name in ("o", "down"):
-    kernel = language["layers"][name]["kernel"]
-    language["layers"][name]["kernel"] = kernel / kernel.shape[-2]
   language["head"]["kernel"] = jnp.asarray(head_DV)

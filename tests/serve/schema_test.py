@@ -10,6 +10,8 @@ import hypothesis
 import pytest
 import served
 
+from rcmed_jax.apps import serve_volumes
+
 schemathesis = pytest.importorskip(
   "schemathesis", reason="makes requests up from the OpenAPI page"
 )
@@ -25,7 +27,7 @@ MODES = ("POSITIVE", "NEGATIVE")  # requests that fit the page, and others
 
 @pytest.fixture(scope="module")
 def at():
-  with served.running() as found:
+  with served.running(ask_volume=serve_volumes.ask_volume) as found:
     yield found
 
 
