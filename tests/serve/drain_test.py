@@ -35,17 +35,20 @@ def process(tmp_path):
   port = served.free_port()
   here = pathlib.Path(served.__file__).parents[1]
   paths = [str(here), str(here / "tests")]
-  one = subprocess.Popen(
-    [sys.executable, "-c", _PROGRAM, str(port), str(tmp_path)],
-    env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+  # To a file: a pipe that nobody reads is full after a few hundred lines.
+  log = tmp_path / "log"
+  with log.open("w") as out:
+    one = subprocess.Popen(
+      [sys.executable, "-c", _PROGRAM, str(port), str(tmp_path / "shelf")],
+      env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+      stdout=subprocess.PIPE,
+      stderr=out,
+      text=True,
+    )
   try:
     url = f"http://127.0.0.1:{port}"
     served.until(lambda: _status(url + "/readyz") == 200, 60)
-    yield one, url
+    yield one, url, log
   finally:
     one.kill()
     one.communicate()
@@ -80,7 +83,7 @@ def _ask(url):
 
 
 def test_sigterm_answers_what_was_accepted_and_refuses_what_is_new(process):
-  one, url = process
+  one, url, log = process
   with concurrent.futures.ThreadPoolExecutor(12) as pool:
     accepted = [pool.submit(_ask, url) for _ in range(12)]
     served.until(lambda: _inside(url) + _done(accepted) >= 12)
@@ -90,15 +93,15 @@ def test_sigterm_answers_what_was_accepted_and_refuses_what_is_new(process):
     assert _ask(url) == 503
     assert _status(url + "/healthz") == 200
     assert [future.result(30) for future in accepted] == [200] * 12
-  out, log = one.communicate(timeout=20)
+  out, _ = one.communicate(timeout=20)
   assert one.returncode == 0
   assert out == "0\n"
-  assert '"event": "stop", "unanswered": 0' in log
-  assert "Traceback" not in log
+  assert '"event": "stop", "unanswered": 0' in log.read_text()
+  assert "Traceback" not in log.read_text()
 
 
 def test_readiness_ends_with_the_first_signal_and_life_with_the_second(process):
-  one, url = process
+  one, url, log = process
   with concurrent.futures.ThreadPoolExecutor(20) as pool:
     for _ in range(20):
       pool.submit(_ask_quietly, url)
@@ -107,10 +110,10 @@ def test_readiness_ends_with_the_first_signal_and_life_with_the_second(process):
     time.sleep(0.2)
     assert _status(url + "/readyz") == 503
     one.send_signal(signal.SIGTERM)
-    out, log = one.communicate(timeout=10)
+    out, _ = one.communicate(timeout=10)
   assert one.returncode == 0
   assert int(out) > 0
-  assert f'"event": "stop", "unanswered": {out.strip()}' in log
+  assert f'"event": "stop", "unanswered": {out.strip()}' in log.read_text()
 
 
 def _ask_quietly(url):
