@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 import contextlib
 import dataclasses
+import math
+import pathlib
 import threading
 from typing import Any, TypeVar
 
@@ -12,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from rcmed_jax.data import prompts, tokens
-from rcmed_jax.serve import payload
+from rcmed_jax.serve import payload, scans
 from rcmed_jax.serve.engine import Answered, Engine, Said
 from rcmed_jax.serve.errors import CLIENT_LEFT, BadFieldError, later
 from rcmed_jax.serve.limits import Keys, Limits
@@ -167,6 +169,30 @@ class Service:
         # Its place is free once its slice is answered.
         with contextlib.suppress(Exception):
           await running
+
+
+def open_scan(
+  path: pathlib.Path, text: str, looking: scans.Looking, limits: Limits
+) -> scans.Scan:
+  """A scan that is whole, and no larger than is answered.
+
+  Raises:
+    BadFieldError: 413, it is larger.
+    DataError: it cannot be read, or not all of it.
+  """
+  scan = scans.open_scan(path, text, looking)
+  if scan.faults:  # a slice too few would not be seen in the answer
+    raise scan.faults[0]
+  sizes = (
+    (scan.view.shape, limits.voxels, "voxels"),
+    (scan.view.shape[1:], limits.pixels, "pixels a slice"),
+  )
+  for shape, most, unit in sizes:
+    if math.prod(shape) > most:
+      raise BadFieldError(
+        "image", f"it has more than {most / 1e6:g} million {unit}", 413
+      )
+  return scan
 
 
 def check_text(text: str, field: str, limits: Limits) -> str:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import json
-import math
 import pathlib
 import secrets
 import tempfile
@@ -142,13 +141,7 @@ def _volume(
   go_on: Callable[[], None],
 ) -> dict[str, Any]:
   """Writes a volume's label map or segmentation; what is said comes back."""
-  scan = scans.open_scan(path, wanted.text, wanted.looking)
-  if scan.faults:  # a slice too few would not be seen in the answer
-    raise scan.faults[0]
-  if math.prod(scan.view.shape) > service.limits.voxels:
-    most = service.limits.voxels / 1e6
-    message = f"it has more than {most:g} million voxels"
-    raise errors.BadFieldError("image", message, 413)
+  scan = asking.open_scan(path, wanted.text, wanted.looking, service.limits)
   try:
     found = volumes.answer(
       service.engine,

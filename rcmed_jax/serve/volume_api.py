@@ -42,8 +42,6 @@ from rcmed_jax.serve import (
 from rcmed_jax.serve.cleanup import Cleanup
 from rcmed_jax.serve.engine import Engine
 
-# Of one volume: more are an accident, and would keep the devices for days.
-MOST_SLICES = 4000
 _MOST_CLASSES = 64
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {
@@ -248,26 +246,16 @@ def open_volume(
   looking: scans.Looking,
   service: asking.Service,
 ) -> scans.Scan:
-  """A scan of no more and no larger slices than are answered.
+  """A scan of slices; see `asking.open_scan`.
 
   Raises:
-    BadFieldError: 413 if there are more, 422 if it is a picture.
-    DataError: it cannot be read.
+    BadFieldError: as there, or 422 if it is a picture.
+    DataError: as there.
   """
-  scan = scans.open_scan(path, text, looking)
+  scan = asking.open_scan(path, text, looking, service.limits)
   if scan.kind == "picture":
     raise errors.BadFieldError(
       "image", "expected NIfTI or DICOM; POST /v1/segment takes pictures"
-    )
-  if scan.faults:  # a slice too few would not be seen in the answer
-    raise scan.faults[0]
-  depth, rows, columns = scan.view.shape
-  if depth > MOST_SLICES or rows * columns > service.limits.pixels:
-    raise errors.BadFieldError(
-      "image",
-      f"its {depth} slices of {rows} x {columns} are more than is answered, "
-      f"{MOST_SLICES} of {service.limits.pixels / 1e6:g} million pixels",
-      413,
     )
   return scan
 

@@ -19,7 +19,7 @@ import served
 import volume_files
 
 from rcmed_jax.apps import serve_volumes
-from rcmed_jax.serve import volume_api, volume_jobs
+from rcmed_jax.serve import volume_jobs
 
 URL = "/v1/segment_volume"
 MR = {"prompt": "the kidney", "modality": "magnetic resonance"}
@@ -245,10 +245,15 @@ def test_what_is_sent_wrongly_is_said(at):
     assert "/tmp" not in reply.text
 
 
-def test_too_much_is_refused(at, monkeypatch):
+@pytest.mark.parametrize("limit", ["pixels", "voxels"])
+def test_too_much_is_refused(limit):
   data, _, _ = nifti()
-  monkeypatch.setattr(volume_api, "MOST_SLICES", 17)
-  assert post(at, {"image": ("a.nii.gz", data)}, **MR).status_code == 413
+  with served.running(
+    ask_volume=serve_volumes.ask_volume, **{limit: 100}
+  ) as at:
+    reply = post(at, {"image": ("a.nii.gz", data)}, **MR)
+  assert reply.status_code == 413
+  assert limit in reply.text
 
 
 def test_a_client_that_leaves_ends_its_job_and_gives_back_its_place(
