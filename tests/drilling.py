@@ -20,6 +20,15 @@ STEPS = 12
 BATCH = 4
 IMAGES = 36  # nine batches see each once
 
+# `rcmed` without PyTorch, as most have it: TensorBoard's writer would import it
+# where it is, for seconds a start.
+BEGIN = """
+import sys
+sys.modules["torch"] = None
+from rcmed_jax import cli
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
 # A child that does not come so far has failed; machines may be slow.
 PATIENCE_S = 300
 
@@ -49,15 +58,19 @@ def start(
   told: list[str], *program: str, processes: int = 1, **options: Any
 ) -> subprocess.Popen[str]:
   """Starts `rcmed`, or a program in its place, as one process or several."""
-  begin = program or ("-m", "rcmed_jax")
+  begin = program or ("-c", BEGIN)
   if processes > 1:
     several = ("--processes", str(processes), "--devices", "1", "--")
     begin = ("launch/local.py", *several)
   one = "--xla_force_host_platform_device_count=1"
+  world = {
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {one}",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
   return subprocess.Popen(
     [sys.executable, *begin, *told],
     cwd=imports.ROOT,
-    env=os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {one}"},
+    env=os.environ | world,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,

@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.heavy
 
-KILLS = 3
+KILLS = 2
 
 
 def half_written(workdir):

@@ -61,7 +61,11 @@ def killed(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def frozen(killed, data):
   """The same folder after it went on, and one process stood still."""
+  since = time.monotonic()
   child = start(killed, data, LIMIT_S)
+  drilling.wait(child, lambda: len(drilling.rows(killed)) == EVERY)
+  drilling.wait(child, lambda: len(drilling.rows(killed)) > EVERY)
+  print(f"back at a new step after {time.monotonic() - since:.1f} s")
   first, second = stepping(killed, 2 * EVERY, child)
   second.suspend()
   psutil.wait_procs([first], timeout=drilling.PATIENCE_S)

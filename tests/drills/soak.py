@@ -49,7 +49,6 @@ def main(argv: list[str] | None = None) -> int:
     where = pathlib.Path(folder)
     # So that a process is back in seconds.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(where / "cache"))
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     phantoms.write(where / "data", drilling.IMAGES, seed=0)
     since = time.monotonic()
     whole = drilling.start(_told(where / "whole", where, args))

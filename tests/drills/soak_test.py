@@ -5,7 +5,7 @@ pytestmark = pytest.mark.heavy
 
 
 def test_killed_again_and_again_it_is_the_same_run(capsys):
-  told = ["--steps=200", "--every=50", "--save=10", "--seed=1"]
+  told = ["--steps=120", "--every=40", "--save=10", "--seed=1"]
   assert soak.main(told) == 0
   said = capsys.readouterr().out
-  assert "200 steps" in said and " 0 kills" not in said
+  assert "120 steps" in said and " 0 kills" not in said
