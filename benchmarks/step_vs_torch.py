@@ -69,7 +69,8 @@ class Row:
   ratio: float  # theirs / ours: above 1 we are faster
   spread: tuple[float, float]  # quartiles of the pairs' ratios
   # The same of the seconds that processors were at work, all threads together.
-  work: tuple[float, float]
+  ours_work_s: float
+  theirs_work_s: float
   work_ratio: float
   compile_s: float
   loss_error: float
@@ -105,7 +106,7 @@ def main() -> None:
     print(
       f"| {name} | {1e3 * row.ours_s:.1f} | {1e3 * row.theirs_s:.1f} | "
       f"{row.ratio:.2f} ({row.spread[0]:.2f}..{row.spread[1]:.2f}) | "
-      f"{1e3 * row.work[0]:.1f} | {1e3 * row.work[1]:.1f} | "
+      f"{1e3 * row.ours_work_s:.1f} | {1e3 * row.theirs_work_s:.1f} | "
       f"{row.work_ratio:.2f} | {row.compile_s:.1f} | {row.loss_error:.1e} | "
       f"{row.gradient_error:.1e} |",
       flush=True,
@@ -138,16 +139,19 @@ def measure(name: str, case: Case, pairs: int) -> Row:
     [(mine[kind], other[kind]) for mine, other in pairs_of] for kind in (0, 1)
   )
   ratios = [other / mine for mine, other in clock]
-  quarters = statistics.quantiles(ratios, n=4)
+  low, _, high = statistics.quantiles(ratios, n=4)
   return Row(
     name,
-    *map(statistics.median, zip(*clock, strict=True)),
-    statistics.median(ratios),
-    (quarters[0], quarters[2]),
-    tuple(map(statistics.median, zip(*work, strict=True))),
-    statistics.median(other / mine for mine, other in work),
-    compile_s,
-    *errors,
+    ours_s=statistics.median(mine for mine, _ in clock),
+    theirs_s=statistics.median(other for _, other in clock),
+    ratio=statistics.median(ratios),
+    spread=(low, high),
+    ours_work_s=statistics.median(mine for mine, _ in work),
+    theirs_work_s=statistics.median(other for _, other in work),
+    work_ratio=statistics.median(other / mine for mine, other in work),
+    compile_s=compile_s,
+    loss_error=errors[0],
+    gradient_error=errors[1],
   )
 
 

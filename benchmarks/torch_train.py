@@ -61,9 +61,10 @@ class Trainer:
         master.grad, weight.grad = weight.grad.float(), None
     nn.utils.clip_grad_norm_(self.masters, self.config.clip_norm)
     self.optimizer.step()
-    if self.masters and self.masters[0] is not self.trained[0]:
-      with torch.no_grad():
-        torch._foreach_copy_(self.trained, self.masters)
+    with torch.no_grad():
+      for weight, master in zip(self.trained, self.masters, strict=True):
+        if weight is not master:
+          weight.copy_(master)
     return terms
 
 
@@ -83,8 +84,11 @@ def losses(
     return functional.interpolate(mask, (side, side), mode="bilinear")
 
   def weighted(terms: Terms) -> torch.Tensor:
-    names = ("dice", "bce", "boundary")
-    return sum(getattr(config, name) * terms[name] for name in names)
+    return (
+      config.dice * terms["dice"]
+      + config.bce * terms["bce"]
+      + config.boundary * terms["boundary"]
+    )
 
   *earlier, last = map(resized, prediction.masks)
   terms = mask_terms(last, *rest)
@@ -94,9 +98,8 @@ def losses(
     terms["quality"] = quality_loss(prediction.quality, last, *rest)
     total = total + config.quality * terms["quality"]
   if config.deep_supervision and earlier:
-    terms["earlier"] = config.deep_supervision * sum(
-      weighted(mask_terms(mask, *rest)) for mask in earlier
-    )
+    before = [weighted(mask_terms(mask, *rest)) for mask in earlier]
+    terms["earlier"] = config.deep_supervision * torch.stack(before).sum()
     total = total + terms["earlier"]
   return terms | {"loss": total}
 
