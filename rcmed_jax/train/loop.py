@@ -137,23 +137,16 @@ def train(
       checkpoint_files.Checkpoints(workdir, keep=config.keep)
     )
     known = scores.Scores(config.keep_best, config.patience)
-    evaluation = validation.Evaluation(
-      layout,
-      evaluators,
-      held_out,
-      known,
-      metric=config.metric,
-      every=config.eval_every,
-      last=config.steps,
-      micro_batches=config.accumulation,
-      loss_config=loss_config,
+    evaluation = _evaluation(
+      config, layout, loss_config, evaluators, held_out, known
     )
     data = make_data()
-    start, damaged = 0, ()
+    start, news = 0, ()
     if checkpoints.latest():
       restored = checkpoints.restore(layout.state)
-      state, damaged = restored.state, restored.damaged
+      state = restored.state
       start = int(state.step)
+      news = (*restored.damaged, f"{workdir}: going on after step {start}.")
       data.set_state(restored.data_state)
       known.restore(restored.meta)
       over = start >= config.steps or known.exhausted
@@ -171,10 +164,8 @@ def train(
       if hosts.is_first()
       else logs.Silence()
     )
-    for sentence in (*layout.replicated, *damaged, *evaluation.idle()):
+    for sentence in (*layout.replicated, *evaluation.idle(), *news):
       log.say(sentence)
-    if start:
-      log.say(f"{workdir}: going on after step {start}.")
     stop = stack.enter_context(_StopSignals())
     watchdog = stack.enter_context(
       watchdogs.Watchdog(config.watchdog_s, workdir)
@@ -235,15 +226,40 @@ def train(
       watchdog.fed()
       if stopped:
         checkpoints.wait()
-        log.say(
-          f"Stopped by {signal.Signals(stopped).name} after step {step}, saved "
-          f"in {workdir}. The same command goes on from there."
-        )
+        log.say(_farewell(stopped, step, workdir))
         raise SystemExit(_exit_code(stopped))
       if known.exhausted:
         log.say(f"{known.verdict()} Ended after step {step}.")
         break
   return nnx.merge(layout.graphdef, state.trainable, state.frozen)
+
+
+def _evaluation(
+  config: TrainConfig,
+  layout: steps.Layout,
+  loss_config: losses.LossConfig,
+  evaluators: Mapping[str, validation.Evaluator],
+  held_out: validation.Rows | None,
+  known: scores.Scores,
+) -> validation.Evaluation:
+  return validation.Evaluation(
+    layout,
+    evaluators,
+    held_out,
+    known,
+    metric=config.metric,
+    every=config.eval_every,
+    last=config.steps,
+    micro_batches=config.accumulation,
+    loss_config=loss_config,
+  )
+
+
+def _farewell(stopped: int, step: int, workdir: epath.Path) -> str:
+  return (
+    f"Stopped by {signal.Signals(stopped).name} after step {step}, saved in "
+    f"{workdir}. The same command goes on from there."
+  )
 
 
 def _check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
