@@ -64,7 +64,7 @@ def test_a_broken_file_is_named(tmp_path, line):
   path = tmp_path / "quarantine.jsonl"
   Quarantine(path).add(error())
   with path.open("a") as file:
-    file.write(line)
+    file.write(line + "\n")  # without its end, it is a line cut short
   with pytest.raises(DataError, match=r"quarantine.jsonl: line 2: .*Delete"):
     Quarantine(path)
 
