@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+import torch_model
 import transformers
 import transformers_names
 
@@ -107,17 +108,7 @@ def _encoder() -> tuple[Run, Run]:
 
 def _language() -> tuple[Run, Run]:
   """The next token's logits, [1, V], with a filled cache left behind."""
-  module = transformers.LlamaForCausalLM(
-    transformers.LlamaConfig(
-      vocab_size=LLAMA.vocabulary,
-      hidden_size=LLAMA.width,
-      num_hidden_layers=LLAMA.depth,
-      num_attention_heads=LLAMA.heads,
-      intermediate_size=LLAMA.hidden,
-      rms_norm_eps=LLAMA.norm_eps,
-      attn_implementation="sdpa",
-    )
-  )
+  module = torch_model.llama(LLAMA)
   language = _same("language", module, lambda name: name)
   ids = np.random.default_rng(1).integers(0, LLAMA.vocabulary, (1, PROMPT))
 

@@ -1,15 +1,13 @@
 """POST /v1/segment: its bodies, and what an answer becomes in JSON."""
 
 import base64
-from collections.abc import Sequence
 import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import cv2
 from fastapi import APIRouter, Request
 import numpy as np
 import pydantic
-from starlette.datastructures import FormData, UploadFile
 
 from rcmed_jax.serve import asking, errors, forms, payload
 from rcmed_jax.serve.engine import Answered
@@ -18,9 +16,6 @@ from rcmed_jax.serve.questions import Answer, Found, Question
 MASKS = ("png", "rle", "none")
 # Of one request; an answer holds far fewer masks.
 _MOST_CLASSES = 64
-
-# What a form's texts stand for.
-_BOOLEANS = {"true": True, "false": False}
 
 Name = Annotated[pydantic.StrictStr, pydantic.Field(min_length=1)]
 
@@ -128,7 +123,9 @@ def router(service: asking.Service) -> APIRouter:
       text=answered.answer.text,
       modality=answered.answer.modality,
       targets=made,
-      unanswered=_unanswered(wanted.classes or (), answered.answer),
+      unanswered=asking.unanswered(
+        wanted.classes or (), (one.name for one in answered.answer.targets)
+      ),
       timings=_timings(answered, decoded - began, now - began),
     )
 
@@ -201,33 +198,10 @@ async def _read_form(
     file = forms.file_of(form, "image")
     payload.check_bytes(file.size or 0, "image", most_pixels)
     data = await file.read()
-    fields = _fields(form)
+    fields = forms.fields_of(form, "image")
   finally:
     await form.close()
   return Wanted.model_validate(fields), data
-
-
-def _fields(form: FormData) -> dict[str, Any]:
-  """A form's texts as JSON would have them; `classes` may come repeatedly."""
-  fields: dict[str, Any] = {}
-  for name, value in form.multi_items():
-    if isinstance(value, UploadFile):
-      if name != "image":
-        raise errors.BadFieldError(name, "expected text and no file")
-    elif name == "classes":
-      fields.setdefault(name, []).append(value)
-    elif name in fields:
-      raise errors.BadFieldError(name, "it is given twice")
-    elif name == "describe":
-      fields[name] = _BOOLEANS.get(value, value)
-    else:
-      fields[name] = value
-  return fields
-
-
-def _unanswered(classes: Sequence[str], answer: Answer) -> list[str]:
-  said = {found.name.lower() for found in answer.targets}
-  return [name for name in classes if name.lower() not in said]
 
 
 def _timings(answered: Answered, decode_s: float, total_s: float) -> Timings:

@@ -1,7 +1,7 @@
 """What the server's paths share: the engine, the limits, how one asks."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 import contextlib
 import dataclasses
 import math
@@ -110,7 +110,7 @@ class Service:
       HTTPException: the client left; nobody reads this.
       TimeoutError: none of them was in time.
     """
-    gone = asyncio.create_task(_left(request))
+    gone = asyncio.create_task(left(request))
     try:
       await asyncio.wait(
         (*waiting, gone), timeout=most_s, return_when=asyncio.FIRST_COMPLETED
@@ -242,7 +242,13 @@ def prompt_of(
   return check_text(prompt or "", "prompt", limits)
 
 
-async def _left(request: Request) -> None:
+def unanswered(classes: Sequence[str], said: Iterable[str]) -> list[str]:
+  """Of the classes that were asked for, those an answer does not speak of."""
+  spoken = {name.lower() for name in said}
+  return [name for name in classes if name.lower() not in spoken]
+
+
+async def left(request: Request) -> None:
   """Returns when the client has closed the connection."""
   while (await request.receive())["type"] != "http.disconnect":
     pass

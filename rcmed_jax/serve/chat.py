@@ -17,7 +17,7 @@ import uuid
 from fastapi import APIRouter, Request
 import pydantic
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from rcmed_jax.data import tokens
 from rcmed_jax.serve import (
@@ -25,6 +25,7 @@ from rcmed_jax.serve import (
   asking,
   chat_stream,
   errors,
+  events,
   forms,
   payload,
 )
@@ -262,11 +263,7 @@ async def _stream(
   except BaseException:
     waiting.cancel()
     raise
-  return StreamingResponse(
-    told.events(waiting, service.limits.answer_s),
-    media_type="text/event-stream",
-    headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-  )
+  return events.response(told.events(waiting, service.limits.answer_s))
 
 
 def _text(message: Message) -> str:

@@ -7,12 +7,11 @@ asked for; [DONE]. A fault on the way is an event as well, in OpenAI's form.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 import contextlib
-import json
 from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from rcmed_jax.serve import errors
+from rcmed_jax.serve import errors, events
 from rcmed_jax.serve.engine import Answered
 from rcmed_jax.serve.questions import Answer
 
@@ -80,9 +79,10 @@ class Events:
         yield self._chunk({"content": part})
       yield self._chunk(await self._extra(answer), reason(answer))
       if self._with_usage:
-        yield _event({**self._base(), "choices": [], "usage": usage(answer)})
+        counted = {"choices": [], "usage": usage(answer)}
+        yield events.event({**self._base(), **counted})
     except Exception as error:  # it cannot become a status any more
-      yield _event(_fault(error))
+      yield events.event(_fault(error))
     finally:
       waiting.cancel()
     yield "data: [DONE]\n\n"
@@ -101,7 +101,7 @@ class Events:
 
   def _chunk(self, delta: dict[str, Any], ended: str | None = None) -> str:
     choice = {"index": 0, "delta": delta, "finish_reason": ended}
-    return _event({**self._base(), "choices": [choice]})
+    return events.event({**self._base(), "choices": [choice]})
 
   def _base(self) -> dict[str, Any]:
     return {**self._head, "object": "chat.completion.chunk"}
@@ -120,10 +120,6 @@ def usage(answer: Answer) -> dict[str, int]:
     "completion_tokens": said,
     "total_tokens": asked + said,
   }
-
-
-def _event(values: dict[str, Any]) -> str:
-  return f"data: {json.dumps(values)}\n\n"
 
 
 def _fault(error: Exception) -> dict[str, Any]:

@@ -23,6 +23,9 @@ _MOST_TEXT = 1 << 20  # bytes of a field that is no file
 # Of a file: more goes to disk. A series of 2,000 files holds 130 MB.
 _IN_MEMORY = 1 << 16
 
+# What a form's texts stand for.
+_BOOLEANS = {"true": True, "false": False}
+
 FILE = {"type": "string", "format": "binary"}
 _PARAMS = {"type": "string", "contentMediaType": "application/json"}
 
@@ -122,6 +125,31 @@ def text_of(form: FormData, field: str) -> str | None:
   if isinstance(found, UploadFile):
     raise BadFieldError(field, "expected text and no file")
   return found
+
+
+def fields_of(form: FormData, file: str) -> dict[str, Any]:
+  """A form's texts as JSON would have them; `classes` may come repeatedly.
+
+  Args:
+    file: the only field that may be a file, which is left out.
+
+  Raises:
+    BadFieldError: another is a file, or a text is given twice.
+  """
+  fields: dict[str, Any] = {}
+  for name, value in form.multi_items():
+    if isinstance(value, UploadFile):
+      if name != file:
+        raise BadFieldError(name, "expected text and no file")
+    elif name == "classes":
+      fields.setdefault(name, []).append(value)
+    elif name in fields:
+      raise BadFieldError(name, "it is given twice")
+    elif name == "describe":
+      fields[name] = _BOOLEANS.get(value, value)
+    else:
+      fields[name] = value
+  return fields
 
 
 def params_of(form: FormData) -> dict[str, Any]:

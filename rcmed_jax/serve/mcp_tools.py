@@ -290,7 +290,9 @@ class _Tools:
       rows=rows,
       columns=columns,
       targets=[_target(found, masks) for found in answer.targets],
-      unanswered=_unanswered(classes, answer),
+      unanswered=asking.unanswered(
+        classes, (found.name for found in answer.targets)
+      ),
     )
     values = said.model_dump(mode="json", by_alias=True)
     # A model reads the text; masks in it would fill all that it can hold.
@@ -358,11 +360,6 @@ def _shown(image_IJC: np.ndarray, answer: Answer, paint: Paint) -> ImageContent:
   painted_IJC = paint(small_IJC, masks)
   data = base64.b64encode(viewing.picture_png(painted_IJC)).decode()
   return ImageContent(data=data, mime_type="image/png")
-
-
-def _unanswered(classes: Sequence[str], answer: Answer) -> list[str]:
-  said = {found.name.lower() for found in answer.targets}
-  return [name for name in classes if name.lower() not in said]
 
 
 def _plain(text: str) -> str:

@@ -19,12 +19,11 @@ from typing import Annotated, Any, Literal, Protocol
 from fastapi import APIRouter, Request
 import pydantic
 from starlette.background import BackgroundTask
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.responses import (
   FileResponse,
   JSONResponse,
   Response,
-  StreamingResponse,
 )
 
 from rcmed_jax.data import prompts
@@ -32,6 +31,7 @@ from rcmed_jax.serve import (
   api,
   asking,
   errors,
+  events,
   forms,
   payload,
   scans,
@@ -50,7 +50,6 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
   501: {"description": "Volumes are not answered here"},
 }
 _NIFTI = {200: {"content": {"application/gzip": {}}}}
-_UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _PNG = {200: {"content": {"image/png": {}}}}
 
 
@@ -174,13 +173,13 @@ def _add_segment(
         cleanup=cleanup,
         on_slice=lambda: on_slice(depth),
       )
-      return answered | {"unanswered": _unanswered(wanted, answered)}
+      said = (target["class"] for target in answered["targets"])
+      left = asking.unanswered(wanted.classes or (), said)
+      return answered | {"unanswered": left}
 
     job = jobs.start(answer, folder)
     if wanted.stream:
-      return StreamingResponse(
-        job.events(), media_type="text/event-stream", headers=_UNBUFFERED
-      )
+      return events.response(job.events())
     result = await job.result(request)
     if wanted.output == "zip":
       return Response(result.zip(), media_type="application/zip")
@@ -268,7 +267,7 @@ async def _read(
   folder = tempfile.TemporaryDirectory()
   try:
     try:
-      wanted = VolumeWanted.model_validate(_fields(form))
+      wanted = VolumeWanted.model_validate(forms.fields_of(form, "image"))
     except pydantic.ValidationError as error:
       raise errors.first_fault(error) from None
     files = [one for one in form.getlist("image") if not isinstance(one, str)]
@@ -299,26 +298,9 @@ def _lay_down(files: list[UploadFile], root: pathlib.Path) -> pathlib.Path:
     name = f"{number:05d}.dcm"
     if len(files) == 1:
       name = payload.base_name(file.filename or "", "image")
-    with (root / name).open("wb") as out:
-      while part := file.file.read(1 << 20):
-        out.write(part)
+    _, write = forms.incoming_of(file)
+    write(root / name)
   return root if len(files) > 1 else root / name
-
-
-def _fields(form: FormData) -> dict[str, Any]:
-  """A form's texts; `classes` may come repeatedly."""
-  fields: dict[str, Any] = {}
-  for name, value in form.multi_items():
-    if isinstance(value, UploadFile):
-      if name != "image":
-        raise errors.BadFieldError(name, "expected text and no file")
-    elif name == "classes":
-      fields.setdefault(name, []).append(value)
-    elif name in fields:
-      raise errors.BadFieldError(name, "it is given twice")
-    else:
-      fields[name] = value
-  return fields
 
 
 def _session_path(
@@ -341,8 +323,3 @@ def _looking(wanted: VolumeWanted) -> scans.Looking:
     return scans.Looking(wanted.axis, wanted.window, wanted.modality or "")
   except ValueError as error:
     raise errors.BadFieldError("window", str(error)) from error
-
-
-def _unanswered(wanted: VolumeWanted, answered: dict[str, Any]) -> list[str]:
-  said = {target["class"].lower() for target in answered["targets"]}
-  return [name for name in wanted.classes or () if name.lower() not in said]

@@ -10,7 +10,6 @@ import base64
 from collections.abc import AsyncIterator, Callable
 import dataclasses
 import io
-import json
 import pathlib
 import tempfile
 import threading
@@ -21,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from rcmed_jax.data.checks import DataError
-from rcmed_jax.serve import errors
+from rcmed_jax.serve import asking, errors, events
 from rcmed_jax.serve.engine import NotReadyError, QueueFullError
 
 # Volumes that are answered at once; each is in memory. More get a 429.
@@ -109,7 +108,7 @@ class Job:
     Raises:
       What the job ends in; HTTPException: 499, the client left.
     """
-    gone = asyncio.create_task(_left(request))
+    gone = asyncio.create_task(asking.left(request))
     try:
       await asyncio.wait(
         (self._future, gone), return_when=asyncio.FIRST_COMPLETED
@@ -125,11 +124,11 @@ class Job:
     """Server-sent events: {"slice", "slices"}, then {"answer"} or {"error"}."""
     try:
       while (told := await self._told.get()) is not None:
-        yield _event({"slice": told[0], "slices": told[1]})
+        yield events.event({"slice": told[0], "slices": told[1]})
       try:
-        yield _event({"answer": self._future.result().json()})
+        yield events.event({"answer": self._future.result().json()})
       except Exception as error:  # the status was sent long ago
-        yield _event(_body(error))
+        yield events.event(_body(error))
         if _status(error) == 500:
           raise
       yield "data: [DONE]\n\n"
@@ -218,13 +217,3 @@ def _body(error: Exception) -> dict[str, Any]:
   if status == 500:
     return errors.body(status, errors.FAULT)
   return errors.body(status, str(error) or "there was no answer in time")
-
-
-def _event(values: dict[str, Any]) -> str:
-  return f"data: {json.dumps(values)}\n\n"
-
-
-async def _left(request: Request) -> None:
-  """Returns when the client has closed the connection."""
-  while (await request.receive())["type"] != "http.disconnect":
-    pass

@@ -4,10 +4,10 @@ import os
 import pathlib
 import resource
 import signal
-import subprocess
 
 import drilling
 import pytest
+import small_disk
 
 pytestmark = pytest.mark.heavy
 
@@ -33,19 +33,10 @@ def test_a_file_that_may_not_grow(data, whole, go_on, tmp_path):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def disk(tmp_path):
   """A file system of 64 MB."""
-  folder = tmp_path / "disk"
-  folder.mkdir()
-  mounted = subprocess.run(
-    ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder],
-    capture_output=True,
-    text=True,
-  )
-  if mounted.returncode:
-    pytest.skip(f"cannot mount a small file system: {mounted.stderr.strip()}")
-  yield folder
-  subprocess.run(["umount", "-l", folder], check=True)
+  with small_disk.mounted(tmp_path / "disk", "64m") as folder:
+    yield folder
 
 
 def fill(folder: pathlib.Path) -> pathlib.Path:
@@ -61,11 +52,11 @@ def fill(folder: pathlib.Path) -> pathlib.Path:
   return path
 
 
-def test_not_a_byte_left(small_disk, data, whole, go_on, capsys):
-  workdir = small_disk / "run"
+def test_not_a_byte_left(disk, data, whole, go_on, capsys):
+  workdir = disk / "run"
   child = start(workdir, data)
   child.send_signal(signal.SIGSTOP)  # it frees room as fast as we fill it
-  filler = fill(small_disk)
+  filler = fill(disk)
   child.send_signal(signal.SIGCONT)
   code, said = drilling.finish(child)
   assert code == 2, said
@@ -75,7 +66,7 @@ def test_not_a_byte_left(small_disk, data, whole, go_on, capsys):
   assert kept and kept[-1] < drilling.STEPS
 
   # To try again helps nothing, and does no harm.
-  fill(small_disk)
+  fill(disk)
   held = sorted(workdir.rglob("*"))
   assert go_on(workdir) == 2
   said = capsys.readouterr().err

@@ -8,6 +8,7 @@ comparison here is one of the converter's names as well.
 from collections.abc import Callable
 import dataclasses
 import functools
+import importlib
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,13 @@ def transformers(torch) -> Any:
 
 
 @pytest.fixture(scope="session")
-def pair(torch, transformers, load_sam, tmp_path_factory) -> Pair:
+def torch_model(transformers) -> Any:
+  """Their models of our sizes, as benchmarks build them."""
+  return importlib.import_module("benchmarks.torch_model")
+
+
+@pytest.fixture(scope="session")
+def pair(torch, torch_model, load_sam, tmp_path_factory) -> Pair:
   """The toy, its weights float32, large enough that every one matters."""
   folder = tmp_path_factory.mktemp("reference")
   noise = {
@@ -100,49 +107,19 @@ def pair(torch, transformers, load_sam, tmp_path_factory) -> Pair:
   return Pair(
     ours,
     load_sam(CONFIG, exported),
-    _load_llama(transformers, CONFIG.language, exported),
+    _load_llama(torch_model, CONFIG.language, exported),
   )
 
 
 @pytest.fixture(scope="session")
-def load_sam(transformers) -> Callable[..., Any]:
+def load_sam(torch_model) -> Callable[..., Any]:
   """Makes their SAM of sizes and of tensors under the release's names."""
-  return functools.partial(_load_sam, transformers)
+  return functools.partial(_load_sam, torch_model)
 
 
-def _load_sam(transformers, config: configs.ModelConfig, exported) -> Any:
+def _load_sam(torch_model, config: configs.ModelConfig, exported) -> Any:
   """Their SAM with all that was exported of it, and nothing else."""
-  image, decoder = config.image, config.decoder
-  model = transformers.SamModel(
-    transformers.SamConfig(
-      vision_config=dict(
-        hidden_size=image.width,
-        output_channels=decoder.width,
-        num_hidden_layers=image.depth,
-        num_attention_heads=image.heads,
-        image_size=image.image_size,
-        patch_size=image.patch_size,
-        mlp_ratio=image.mlp_ratio,
-        window_size=image.window,
-        global_attn_indexes=image.global_blocks,
-        num_pos_feats=decoder.width // 2,
-        mlp_dim=round(image.width * image.mlp_ratio),
-      ),
-      prompt_encoder_config=dict(
-        hidden_size=decoder.width,
-        image_size=image.image_size,
-        patch_size=image.patch_size,
-      ),
-      mask_decoder_config=dict(
-        hidden_size=decoder.width,
-        mlp_dim=decoder.hidden,
-        num_hidden_layers=decoder.depth,
-        num_attention_heads=decoder.heads,
-        iou_head_hidden_dim=decoder.width,
-        layer_norm_eps=1e-5,  # the original's; transformers' default is not
-      ),
-    )
-  )
+  model = torch_model.sam(config)
   weights = {
     transformers_names.sam(name.removeprefix(names_vision.PREFIX)): tensor
     for name, tensor in exported.items()
@@ -153,21 +130,9 @@ def _load_sam(transformers, config: configs.ModelConfig, exported) -> Any:
   return model.eval()
 
 
-def _load_llama(
-  transformers, language: configs.LanguageConfig, exported
-) -> Any:
+def _load_llama(torch_model, language: configs.LanguageConfig, exported) -> Any:
   """Their LLaMA with what was exported under its names."""
-  model = transformers.LlamaForCausalLM(
-    transformers.LlamaConfig(
-      vocab_size=language.vocabulary,
-      hidden_size=language.width,
-      num_hidden_layers=language.depth,
-      num_attention_heads=language.heads,
-      intermediate_size=language.hidden,
-      rms_norm_eps=language.norm_eps,
-      pad_token_id=0,
-    )
-  )
+  model = torch_model.llama(language)
   theirs = ("model.embed_tokens", "model.layers", "model.norm", "lm_head")
   weights = {
     name: tensor for name, tensor in exported.items() if name.startswith(theirs)

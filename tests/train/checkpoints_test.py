@@ -2,7 +2,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import optax
 import pytest
+import small_disk
 
 from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.train import averages
@@ -325,22 +325,13 @@ def test_too_little_space_is_told_before_writing(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def disk(tmp_path):
   """A file system of 300 kB."""
-  folder = tmp_path / "disk"
-  folder.mkdir()
-  mounted = subprocess.run(
-    ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder],
-    capture_output=True,
-    text=True,
-  )
-  if mounted.returncode:
-    pytest.skip(f"cannot mount a small file system: {mounted.stderr.strip()}")
-  yield folder
-  subprocess.run(["umount", "-l", folder], check=True)
+  with small_disk.mounted(tmp_path / "disk", "300k") as folder:
+    yield folder
 
 
-def test_a_disk_that_fills_while_writing(small_disk, monkeypatch):
+def test_a_disk_that_fills_while_writing(disk, monkeypatch):
   # As if another program took the space after the check.
   monkeypatch.setattr(
     checkpoint_files.Checkpoints, "_require_space", lambda *_: None
@@ -350,7 +341,7 @@ def test_a_disk_that_fills_while_writing(small_disk, monkeypatch):
   big.trainable["b"] = jnp.float32(rng.normal(size=500_000))
   with (
     pytest.raises(OSError, match=r"no space for a checkpoint.*free"),
-    checkpoint_files.Checkpoints(small_disk) as checkpoints,
+    checkpoint_files.Checkpoints(disk) as checkpoints,
   ):
     checkpoints.save(big, None, {})
     checkpoints.wait()
