@@ -115,18 +115,13 @@ class Data:
 
 
 def assert_same_weights(found, wanted):
-  """Each weight of two models within 1e-5 of its norm, biases within 1e-4.
-
-  Biases begin at zero: they are all steps of Adam, which divides rounding by
-  rounding where gradients are small.
-  """
+  """Each weight of two models within 1e-5 of its norm."""
   for (path, one), other in zip(
     jax.tree.leaves_with_path(found), jax.tree.leaves(wanted), strict=True
   ):
-    bound = 1e-4 if "bias" in jax.tree_util.keystr(path) else 1e-5
     np.testing.assert_allclose(
       np.linalg.norm(one - other),
       0,
-      atol=bound * max(np.linalg.norm(other), 1e-2),
+      atol=1e-5 * max(np.linalg.norm(other), 1e-2),
       err_msg=jax.tree_util.keystr(path),
     )

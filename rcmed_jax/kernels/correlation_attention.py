@@ -19,7 +19,6 @@ from rcmed_jax.kernels import (
   correlation_attention_tpu_backward,
   correlation_attention_tpu_layout,
 )
-from rcmed_jax.kernels.softmax import softmax
 
 # Far below any score, yet finite: a row of nothing else stays free of NaN.
 MASKED = -1e30
@@ -188,10 +187,10 @@ def reference(
     scores_BNPT += gate_BP.astype(jnp.float32)[:, None, :, None]
 
   seen_B11T = mask_BT[:, None, None, :]
-  over_words_BNPT = seen_B11T * softmax(
+  over_words_BNPT = seen_B11T * jax.nn.softmax(
     jnp.where(seen_B11T, scores_BNPT, MASKED), axis=-1
   )
-  over_pixels_BNPT = seen_B11T * softmax(scores_BNPT, axis=-2)
+  over_pixels_BNPT = seen_B11T * jax.nn.softmax(scores_BNPT, axis=-2)
   pixels_BPNH = jnp.einsum(
     "BNPT,BTNH->BPNH",
     over_words_BNPT.astype(value_BTC.dtype),

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from rcmed_jax.kernels import choice, language_attention_tpu
-from rcmed_jax.kernels.softmax import softmax
 
 Shaped = jax.Array | jax.ShapeDtypeStruct
 
@@ -24,9 +23,6 @@ CUDNN = "cudnn"
 # raises only while the program is compiled.
 _CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
 _CUDNN_WIDEST = 128  # 256 from Hopper on, which the mesh in scope cannot tell
-
-# A score that is not seen. Far below any, yet finite: its exponential is zero.
-MASKED = -1e30
 
 _SPLASH_DTYPES = (jnp.bfloat16, jnp.float32)
 
@@ -73,7 +69,20 @@ def causal_attention(
     )
   if chosen == CUDNN:
     return _cudnn(query_BSNH, key_BSNH, value_BSNH)
-  return _reference(query_BSNH, key_BSNH, value_BSNH, prefix_B)
+  mask_B1SS = None
+  if prefix_B is not None:
+    slots_S = jnp.arange(query_BSNH.shape[1])
+    before_SS = slots_S[None, :] <= slots_S[:, None]
+    prefix_BS = slots_S[None, :] < prefix_B[:, None]
+    mask_B1SS = before_SS[None, None] | prefix_BS[:, None, None, :]
+  return jax.nn.dot_product_attention(
+    query_BSNH,
+    key_BSNH,
+    value_BSNH,
+    mask=mask_B1SS,
+    is_causal=prefix_B is None,
+    implementation="xla",
+  )
 
 
 def cached_attention(
@@ -187,30 +196,6 @@ def _read_cache(
     preferred_element_type=jnp.float32,
   )
   return mixed_BNTH.swapaxes(1, 2).astype(query_BTNH.dtype)
-
-
-def _reference(
-  query_BSNH: jax.Array,
-  key_BSNH: jax.Array,
-  value_BSNH: jax.Array,
-  prefix_B: jax.Array | None,
-) -> jax.Array:
-  """The formula, scores in memory, float32 softmax."""
-  slots_S = jnp.arange(query_BSNH.shape[1])
-  seen_B1SS = (slots_S[None, :] <= slots_S[:, None])[None, None]
-  if prefix_B is not None:
-    prefix_BS = slots_S[None, :] < prefix_B[:, None]
-    seen_B1SS |= prefix_BS[:, None, None, :]
-  scores_BNST = jnp.einsum(
-    "BSNH,BTNH->BNST",
-    query_BSNH,
-    key_BSNH,
-    preferred_element_type=jnp.float32,
-  ) * (query_BSNH.shape[-1] ** -0.5)
-  weights_BNST = softmax(jnp.where(seen_B1SS, scores_BNST, MASKED))
-  return jnp.einsum(
-    "BNST,BTNH->BSNH", weights_BNST.astype(value_BSNH.dtype), value_BSNH
-  )
 
 
 def _cudnn(*arrays_BSNH: jax.Array) -> jax.Array:

@@ -24,7 +24,6 @@ from rcmed_jax.kernels import (
   relpos_attention_tpu_grid,
   relpos_attention_tpu_window,
 )
-from rcmed_jax.kernels.softmax import softmax
 
 BLOCKS = "blocks"
 CUDNN = "cudnn"
@@ -268,7 +267,7 @@ def _reference(
     "MPH,MSH->MPS", q_MPH, k_MPH, preferred_element_type=jnp.float32
   )
   bias_MPS = _bias(rel_h_MPY, rel_w_MPX)
-  weights_MPS = softmax(scores_MPS * scale + bias_MPS, axis=-1)
+  weights_MPS = jax.nn.softmax(scores_MPS * scale + bias_MPS, axis=-1)
   return jnp.einsum("MPS,MSH->MPH", weights_MPS.astype(v_MPH.dtype), v_MPH)
 
 

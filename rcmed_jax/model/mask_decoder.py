@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from rcmed_jax import axes
-from rcmed_jax.kernels.softmax import softmax
 from rcmed_jax.model import layers
 from rcmed_jax.model.config import ModelConfig
 from rcmed_jax.model.prompt_encoder import UNIT_NORMAL, PromptEncoder
@@ -242,7 +241,9 @@ class Attention(nnx.Module):
       k_BGSNH,
       preferred_element_type=jnp.float32,
     )
-    weights_BGNTS = softmax(scores_BGNTS * q_BGTNH.shape[-1] ** -0.5, axis=-1)
+    weights_BGNTS = jax.nn.softmax(
+      scores_BGNTS * q_BGTNH.shape[-1] ** -0.5, axis=-1
+    )
     out_BGTNH = jnp.einsum(
       "...NTS,...SNH->...TNH", weights_BGNTS.astype(v_BGSNH.dtype), v_BGSNH
     )
