@@ -18,6 +18,7 @@ from rcmed_jax.serve import (
   server,
   shelf,
   telemetry,
+  volume_jobs,
 )
 from rcmed_jax.serve.questions import Answer, Found, Tokens
 
@@ -141,6 +142,7 @@ def running(
   origins=(),
   hosts=(),
   ask_volume=None,
+  volumes=None,
   classes=("bright",),
   **changes,
 ):
@@ -156,6 +158,7 @@ def running(
     name=NAME,
     modalities=("X-Ray",),
     classes=classes,
+    volumes=volumes or volume_jobs.Jobs(),
   )
   with tempfile.TemporaryDirectory() as folder:
     app = server.Application(

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+from typing import Any
 
 from etils import epath
 from flax import nnx
@@ -118,7 +119,7 @@ def _placed(model: rcmed.RCMed, mesh: jax.sharding.Mesh) -> rcmed.RCMed:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags of all commands that answer: --classes and --int8."""
+  """Adds what all commands that answer ask about weights; see `weights`."""
   parser.add_argument(
     "--classes",
     type=pathlib.Path,
@@ -132,6 +133,28 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     action="store_true",
     help="hold the language model in 8 bits, a quarter of float32's memory",
   )
+  parser.add_argument(
+    "--averaged",
+    action="store_true",
+    help="answer with the averaged weights, which optimizer.average=0.999 "
+    "keeps",
+  )
+  parser.add_argument(
+    "--best",
+    action="store_true",
+    help="answer with the step that did best on the held-out set, which "
+    "train.keep_best=1 keeps, and not with the last",
+  )
+
+
+def weights(args: argparse.Namespace) -> dict[str, Any]:
+  """What `load_assistant` and `identity` take of those flags."""
+  return {
+    "classes": args.classes,
+    "in_int8": args.int8,
+    "averaged": args.averaged,
+    "best": args.best,
+  }
 
 
 def make_assistant(

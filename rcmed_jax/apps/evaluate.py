@@ -50,13 +50,10 @@ def main(argv: Sequence[str]) -> int:
       workdir,
       rows=told.eval.rows,
       asked=told.eval,
-      classes=args.classes,
-      in_int8=args.int8,
       mesh=meshes.parse(args.mesh) if args.mesh else None,
       fitted=fitted,
       calibrated=not args.calibrate,
-      averaged=args.averaged,
-      best=args.best,
+      **answering.weights(args),
     )
     summary = evaluate(
       assistant,
@@ -67,11 +64,8 @@ def main(argv: Sequence[str]) -> int:
       training=None if runs.converted(workdir) else workdir,
       model=answering.identity(
         workdir,
-        args.classes,
-        in_int8=args.int8,
         fitted=None if args.calibrate else fitted,
-        averaged=args.averaged,
-        best=args.best,
+        **answering.weights(args),
       ),
     )
     if summary and args.calibrate:
@@ -138,17 +132,6 @@ def _parser() -> argparse.ArgumentParser:
     metavar="data=8",
     help="lay weights and batches over several devices of each process; "
     "default: one device",
-  )
-  parser.add_argument(
-    "--averaged",
-    action="store_true",
-    help="score the averaged weights, which optimizer.average=0.999 keeps",
-  )
-  parser.add_argument(
-    "--best",
-    action="store_true",
-    help="score the step that did best on the held-out set, which "
-    "train.keep_best=1 keeps, and not the last",
   )
   answering.add_flags(parser)
   processes.add_flags(parser)

@@ -100,9 +100,7 @@ def _assistant(args: argparse.Namespace) -> answering.Assistant:
   return answering.load_assistant(
     args.workdir or runs.newest(),
     rows=args.batch,
-    classes=args.classes,
-    in_int8=args.int8,
-    averaged=args.averaged,
+    **answering.weights(args),
   )
 
 
@@ -142,11 +140,6 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--json", action="store_true", help="the list of tasks as JSON"
-  )
-  parser.add_argument(
-    "--averaged",
-    action="store_true",
-    help="ask the averaged weights, which optimizer.average=0.999 keeps",
   )
   _add_many_flags(parser)
   _add_volume_flags(parser)

@@ -97,8 +97,7 @@ def _service(args: argparse.Namespace, keys: Any, batched: Any) -> Any:
   assistant = answering.load_assistant(
     workdir,
     rows=args.rows,
-    classes=args.classes,
-    in_int8=args.int8,
+    **answering.weights(args),
   )
   trained = predict_tasks.trained(workdir)
   return asking.Service(

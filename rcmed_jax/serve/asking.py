@@ -1,22 +1,19 @@
 """What the server's paths share: the engine, the limits, how one asks."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-import contextlib
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import math
 import pathlib
-import threading
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from rcmed_jax.data import prompts, tokens
-from rcmed_jax.serve import payload, scans
+from rcmed_jax.serve import errors, payload, scans, volume_jobs, waiting
 from rcmed_jax.serve.engine import Answered, Engine, Said
-from rcmed_jax.serve.errors import CLIENT_LEFT, BadFieldError, later
+from rcmed_jax.serve.errors import BadFieldError
 from rcmed_jax.serve.limits import Keys, Limits
 from rcmed_jax.serve.questions import Question
 
@@ -24,34 +21,6 @@ Result = TypeVar("Result")
 
 # Pictures that are decoded or encoded at once, each in memory.
 _AT_WORK = 4
-# Volumes that are answered at once, and that may wait for it. Their slices
-# take turns with pictures; each volume is in memory.
-_VOLUMES, _MOST_VOLUMES = 2, 8
-
-
-class _StoppedError(Exception):
-  """Nobody waits for a volume any more."""
-
-
-class Places:
-  """Places for volumes, and how many wait for one."""
-
-  def __init__(self, count: int):
-    self.waiting = 0
-    self._free = asyncio.Semaphore(count)
-
-  @contextlib.asynccontextmanager
-  async def place(self) -> AsyncIterator[None]:
-    """One of them, once it is free."""
-    self.waiting += 1
-    try:
-      await self._free.acquire()
-    finally:
-      self.waiting -= 1
-    try:
-      yield
-    finally:
-      self._free.release()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +37,9 @@ class Service:
   working: asyncio.Semaphore = dataclasses.field(
     default_factory=lambda: asyncio.Semaphore(_AT_WORK)
   )
-  volumes: Places = dataclasses.field(default_factory=lambda: Places(_VOLUMES))
+  volumes: volume_jobs.Jobs = dataclasses.field(
+    default_factory=lambda: volume_jobs.Jobs()
+  )
 
   async def work(self, what: Callable[[], Result]) -> Result:
     """The result of what keeps a core busy, made beside the event loop."""
@@ -95,80 +66,23 @@ class Service:
     """
     if self.log_prompts:
       request.state.prompt = question.text
-    try:
+    with errors.blaming("prompt"):
       future = self.engine.submit(question, self.limits.answer_s, said)
-    except ValueError as error:
-      raise BadFieldError("prompt", str(error)) from error
     return asyncio.wrap_future(future)
-
-  async def first(
-    self, request: Request, *waiting: "asyncio.Future[Any]", most_s: float
-  ) -> None:
-    """Returns once one of them is done.
-
-    Raises:
-      HTTPException: the client left; nobody reads this.
-      TimeoutError: none of them was in time.
-    """
-    gone = asyncio.create_task(left(request))
-    try:
-      await asyncio.wait(
-        (*waiting, gone), timeout=most_s, return_when=asyncio.FIRST_COMPLETED
-      )
-      if any(one.done() for one in waiting):
-        return
-      if gone.done():
-        raise HTTPException(CLIENT_LEFT, "the client left")
-      raise TimeoutError
-    finally:
-      gone.cancel()
 
   async def ask(self, request: Request, question: Question) -> Answered:
     """The answer, unless the client leaves first; then it is not computed.
 
     Raises:
-      As `submit` and `first`.
+      As `submit` and `waiting.first`.
     """
-    waiting = self.submit(request, question)
+    future = self.submit(request, question)
     try:
-      await self.first(request, waiting, most_s=self.limits.answer_s)
-      return waiting.result()
-    except ValueError as error:
-      raise BadFieldError("prompt", str(error)) from error
+      with errors.blaming("prompt"):
+        await waiting.first(request, future, most_s=self.limits.answer_s)
+        return future.result()
     finally:
-      waiting.cancel()
-
-  async def volume(
-    self, request: Request, what: Callable[[Callable[[], None]], Result]
-  ) -> Result:
-    """The result of what asks about a volume, slice by slice.
-
-    Args:
-      what: calls its argument between slices, which raises where nobody waits
-        for the answer any more.
-
-    Raises:
-      HTTPException: 429 where too many volumes wait, or see `first`.
-      What `what` raises.
-    """
-    if self.volumes.waiting >= _MOST_VOLUMES:
-      raise later(429, "too many volumes wait", 30)
-    stopped = threading.Event()
-
-    def go_on() -> None:
-      if stopped.is_set():
-        raise _StoppedError
-
-    async with self.volumes.place():
-      running = asyncio.ensure_future(asyncio.to_thread(what, go_on))
-      try:
-        await self.first(request, running, most_s=self.limits.volume_s)
-        return running.result()
-      finally:
-        stopped.set()
-        # Its place is free once its slice is answered.
-        with contextlib.suppress(Exception):
-          await running
+      future.cancel()
 
 
 def open_scan(
@@ -246,9 +160,3 @@ def unanswered(classes: Sequence[str], said: Iterable[str]) -> list[str]:
   """Of the classes that were asked for, those an answer does not speak of."""
   spoken = {name.lower() for name in said}
   return [name for name in classes if name.lower() not in spoken]
-
-
-async def left(request: Request) -> None:
-  """Returns when the client has closed the connection."""
-  while (await request.receive())["type"] != "http.disconnect":
-    pass

@@ -28,6 +28,7 @@ from rcmed_jax.serve import (
   events,
   forms,
   payload,
+  waiting,
 )
 from rcmed_jax.serve.engine import Answered
 from rcmed_jax.serve.questions import Answer, Question, Sampling
@@ -250,20 +251,19 @@ async def _stream(
 
   Until then it may still end in an error's status.
   """
-  waiting = service.submit(request, question, told.said)
+  future = service.submit(request, question, told.said)
+  most_s = service.limits.answer_s
+  first = asyncio.ensure_future(told.first())
   try:
-    first = asyncio.ensure_future(told.first())
-    try:
-      most_s = service.limits.answer_s
-      await service.first(request, waiting, first, most_s=most_s)
-      if waiting.done():
-        waiting.result()
-    finally:
-      first.cancel()
+    await waiting.first(request, future, first, most_s=most_s)
+    if future.done():
+      future.result()
   except BaseException:
-    waiting.cancel()
+    future.cancel()
     raise
-  return events.response(told.events(waiting, service.limits.answer_s))
+  finally:
+    first.cancel()
+  return events.response(told.events(future, most_s))
 
 
 def _text(message: Message) -> str:

@@ -9,8 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import contextlib
 from typing import Any
 
-from starlette.exceptions import HTTPException
-
 from rcmed_jax.serve import errors, events
 from rcmed_jax.serve.engine import Answered
 from rcmed_jax.serve.questions import Answer
@@ -82,10 +80,10 @@ class Events:
         counted = {"choices": [], "usage": usage(answer)}
         yield events.event({**self._base(), **counted})
     except Exception as error:  # it cannot become a status any more
-      yield events.event(_fault(error))
+      yield events.event(errors.told(error))
     finally:
       waiting.cancel()
-    yield "data: [DONE]\n\n"
+    yield events.END
 
   def _set(self, text: str) -> None:
     self._text = text
@@ -120,12 +118,3 @@ def usage(answer: Answer) -> dict[str, int]:
     "completion_tokens": said,
     "total_tokens": asked + said,
   }
-
-
-def _fault(error: Exception) -> dict[str, Any]:
-  """An error's body, which quotes nothing that was sent."""
-  if isinstance(error, TimeoutError):
-    return errors.body(504, "there was no answer in time")
-  if isinstance(error, HTTPException):
-    return errors.body(error.status_code, error.detail)
-  return errors.body(500, errors.FAULT)

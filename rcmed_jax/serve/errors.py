@@ -5,6 +5,8 @@
 No message quotes what was sent, other than the name of a field.
 """
 
+from collections.abc import Iterator, Mapping
+import contextlib
 import math
 import pathlib
 from typing import Any
@@ -51,6 +53,18 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
 }
 
 
+# Errors of libraries, data and engine -> status.
+_STATUSES: tuple[tuple[type[Exception], int], ...] = (
+  (RequestValidationError, 422),
+  (DataError, 400),
+  (NotImplementedError, 501),
+  (QueueFullError, 429),
+  (NotReadyError, 503),
+  (ClientDisconnect, CLIENT_LEFT),
+  (TimeoutError, 504),
+)
+
+
 class BadFieldError(ValueError):
   """A field that cannot be used.
 
@@ -67,30 +81,91 @@ class BadFieldError(ValueError):
     self.status = status
 
 
+@contextlib.contextmanager
+def blaming(field: str) -> Iterator[None]:
+  """What cannot be asked so, as the assistant says it, is told of a field.
+
+  Raises:
+    BadFieldError: in the place of a plain ValueError.
+  """
+  try:
+    yield
+  except ValueError as error:
+    if type(error) is not ValueError:
+      raise
+    raise BadFieldError(field, str(error)) from error
+
+
 def later(status: int, message: str, wait_s: float) -> HTTPException:
   """An error that says when to ask again."""
-  wait = str(max(math.ceil(wait_s), 1))
-  return HTTPException(status, message, {"Retry-After": wait})
+  return HTTPException(status, message, _retry_after(wait_s))
 
 
-def body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
-  """What an error's body holds."""
-  kind = "invalid_request_error" if status < 500 else "server_error"
+def response(error: Exception) -> JSONResponse:
+  """The response that an error becomes."""
+  return JSONResponse(told(error), status(error), _headers(error))
+
+
+def status(error: Exception) -> int:
+  """The status of that response."""
+  match error:
+    case HTTPException():
+      return error.status_code
+    case BadFieldError():
+      return error.status
+    case _:
+      known = (code for kind, code in _STATUSES if isinstance(error, kind))
+      return next(known, 500)
+
+
+def told(error: Exception) -> dict[str, Any]:
+  """Its body, which an event of a stream holds as well."""
+  param: str | None = None
+  match error:
+    case HTTPException():
+      message = error.detail
+    case BadFieldError():
+      message, param = f"{error.field}: {error.message}", error.field
+    case RequestValidationError():
+      fault = error.errors()[0]
+      param = ".".join(map(str, fault["loc"]))
+      message = f"{param}: {fault['msg']}"
+    case DataError():
+      message, param = f"{error.field}: {without_path(error)}", error.field
+    case ClientDisconnect():
+      message = "the client left"
+    case TimeoutError():
+      message = "there was no answer in time"
+    case NotImplementedError() | QueueFullError() | NotReadyError():
+      message = str(error)
+    case _:
+      message = FAULT
+  code = status(error)
+  kind = "invalid_request_error" if code < 500 else "server_error"
   return {
     "error": {
       "message": message,
-      "type": _TYPES.get(status, kind),
+      "type": _TYPES.get(code, kind),
       "param": param,
       "code": None,
     }
   }
 
 
-def response(error: HTTPException) -> JSONResponse:
-  """The response that an error becomes."""
-  return JSONResponse(
-    body(error.status_code, error.detail), error.status_code, error.headers
-  )
+def _headers(error: Exception) -> Mapping[str, str] | None:
+  match error:
+    case HTTPException():
+      return error.headers
+    case QueueFullError():
+      return _retry_after(error.wait_s)
+    case NotReadyError():
+      return _retry_after(5)
+    case _:
+      return None
+
+
+def _retry_after(wait_s: float) -> dict[str, str]:
+  return {"Retry-After": str(max(math.ceil(wait_s), 1))}
 
 
 def without_path(error: DataError) -> str:
@@ -110,53 +185,13 @@ def first_fault(error: pydantic.ValidationError) -> BadFieldError:
   return BadFieldError(field, fault["msg"])
 
 
-def of_data(error: DataError) -> str:
-  """The field of a data error, and what it says without its path."""
-  return f"{error.field}: {without_path(error)}"
-
-
 def add_handlers(app: FastAPI) -> None:
   """Gives all errors of an application their form."""
 
-  @app.exception_handler(HTTPException)
-  def _(request: Request, error: HTTPException) -> JSONResponse:
+  def answer(request: Request, error: Exception) -> JSONResponse:
     return response(error)
 
-  @app.exception_handler(BadFieldError)
-  def _(request: Request, error: BadFieldError) -> JSONResponse:
-    message = f"{error.field}: {error.message}"
-    return JSONResponse(body(error.status, message, error.field), error.status)
-
-  @app.exception_handler(RequestValidationError)
-  def _(request: Request, error: RequestValidationError) -> JSONResponse:
-    fault = error.errors()[0]
-    field = ".".join(map(str, fault["loc"]))
-    return JSONResponse(body(422, f"{field}: {fault['msg']}", field), 422)
-
-  @app.exception_handler(DataError)
-  def _(request: Request, error: DataError) -> JSONResponse:
-    return JSONResponse(body(400, of_data(error), error.field), 400)
-
-  @app.exception_handler(NotImplementedError)
-  def _(request: Request, error: NotImplementedError) -> JSONResponse:
-    return JSONResponse(body(501, str(error)), 501)
-
-  @app.exception_handler(QueueFullError)
-  def _(request: Request, error: QueueFullError) -> JSONResponse:
-    return response(later(429, str(error), error.wait_s))
-
-  @app.exception_handler(NotReadyError)
-  def _(request: Request, error: NotReadyError) -> JSONResponse:
-    return response(later(503, str(error), 5))
-
-  @app.exception_handler(ClientDisconnect)
-  def _(request: Request, error: ClientDisconnect) -> JSONResponse:
-    return JSONResponse(body(CLIENT_LEFT, "the client left"), CLIENT_LEFT)
-
-  @app.exception_handler(Exception)
-  def _(request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse(body(500, FAULT), 500)
-
-  @app.exception_handler(TimeoutError)
-  def _(request: Request, error: TimeoutError) -> JSONResponse:
-    return JSONResponse(body(504, "there was no answer in time"), 504)
+  for kind in (HTTPException, BadFieldError, Exception):
+    app.add_exception_handler(kind, answer)
+  for kind, _ in _STATUSES:
+    app.add_exception_handler(kind, answer)

@@ -9,6 +9,9 @@ from starlette.responses import StreamingResponse
 # Neither a browser nor a proxy is to keep them back.
 _UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
+# The last event of a stream, as OpenAI's API ends one.
+END = "data: [DONE]\n\n"
+
 
 def event(values: dict[str, Any]) -> str:
   """One event, of JSON."""

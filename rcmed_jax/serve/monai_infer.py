@@ -10,7 +10,7 @@ picture, a volume, or a DICOM series as files or as a .zip.
   output=dicom_seg  a DICOM segmentation, of a DICOM series
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import json
@@ -25,7 +25,6 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from rcmed_jax.data import prompts
-from rcmed_jax.data.checks import DataError
 from rcmed_jax.ingest.dicom import dicom_file
 from rcmed_jax.serve import (
   asking,
@@ -36,6 +35,7 @@ from rcmed_jax.serve import (
   payload,
   scans,
   shelf,
+  volume_jobs,
   volumes,
 )
 from rcmed_jax.serve.cleanup import Cleanup
@@ -113,10 +113,10 @@ async def _answer(
     out = scratch / f"label{_suffix(wanted, label_maps.VOLUMES)}"
     if output == "dicom_seg":
       out = scratch / "segmentation.dcm"
-    said = await service.volume(
-      request,
-      lambda go_on: _volume(service, wanted, path, out, go_on),
+    job = await service.volumes.begin(
+      lambda on_slice: _volume(service, wanted, path, out, on_slice)
     )
+    said = await job.result(request, service.limits.volume_s)
   else:
     out = scratch / f"label{_suffix(wanted, label_maps.PICTURES)}"
     said = await _picture(service, request, wanted, path, out)
@@ -138,24 +138,21 @@ def _volume(
   wanted: Wanted,
   path: pathlib.Path,
   out: pathlib.Path,
-  go_on: Callable[[], None],
+  on_slice: volume_jobs.OnSlice,
 ) -> dict[str, Any]:
   """Writes a volume's label map or segmentation; what is said comes back."""
   scan = asking.open_scan(path, wanted.text, wanted.looking, service.limits)
-  try:
+  depth = scan.view.shape[0]
+  with errors.blaming("params"):
     found = volumes.answer(
       service.engine,
       scan,
       wanted.text,
       describe=wanted.describe,
       cleanup=wanted.cleanup,
-      on_slice=go_on,
+      on_slice=lambda: on_slice(depth),
       most_bytes=_MASK_BYTES,
     )
-  except DataError:
-    raise
-  except ValueError as error:
-    raise errors.BadFieldError("params", str(error)) from error
   masks = [
     (one.name, one.mask) for one in found.targets if one.mask is not None
   ]

@@ -15,7 +15,6 @@ from typing import Any
 import uuid
 
 import prometheus_client as prometheus
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rcmed_jax.serve import errors
@@ -130,9 +129,7 @@ class Telemetry:
     except Exception as error:  # a fault of ours, which ends this request only
       told.fault = _where(error)
       if not told.begun:
-        await errors.response(HTTPException(500, errors.FAULT))(
-          scope, received, sent
-        )
+        await errors.response(error)(scope, received, sent)
     finally:
       self._tell(scope, told, time.monotonic() - began)
 

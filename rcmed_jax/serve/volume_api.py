@@ -133,7 +133,6 @@ def _add_segment(
   kept: shelf.Shelf,
   ask_volume: AskVolume | None,
 ) -> None:
-  jobs = volume_jobs.Jobs()
   form = VolumeWanted.model_json_schema()
   form["properties"]["image"] = {
     "type": "array",
@@ -158,32 +157,39 @@ def _add_segment(
     if service.log_prompts:
       request.state.prompt = text
 
-    def answer(on_slice: volume_jobs.OnSlice, out: pathlib.Path):
-      scan = open_volume(path, text, looking, service)
-      if cleanup.min_mm3 and scan.voxel_mm3 is None:
-        raise errors.BadFieldError("min_mm3", "nothing tells a voxel's size")
-      depth = scan.view.shape[0]
-      answered = ask(
-        service.engine,
-        scan,
-        text,
-        out,
-        describe=wanted.describe,
-        looking=looking,
-        cleanup=cleanup,
-        on_slice=lambda: on_slice(depth),
-      )
-      said = (target["class"] for target in answered["targets"])
-      left = asking.unanswered(wanted.classes or (), said)
-      return answered | {"unanswered": left}
+    # The job's own, so that nothing is removed under its hands.
+    def answer(on_slice: volume_jobs.OnSlice) -> volume_jobs.Files:
+      with folder, errors.blaming("prompt"):
+        scan = open_volume(path, text, looking, service)
+        if cleanup.min_mm3 and scan.voxel_mm3 is None:
+          raise errors.BadFieldError("min_mm3", "nothing tells a voxel's size")
+        depth = scan.view.shape[0]
+        out = pathlib.Path(folder.name) / "answer"
+        answered = ask(
+          service.engine,
+          scan,
+          text,
+          out,
+          describe=wanted.describe,
+          looking=looking,
+          cleanup=cleanup,
+          on_slice=lambda: on_slice(depth),
+        )
+        said = (target["class"] for target in answered["targets"])
+        left = asking.unanswered(wanted.classes or (), said)
+        return volume_jobs.Files.read(answered | {"unanswered": left}, out)
 
-    job = jobs.start(answer, folder)
+    try:
+      job = await service.volumes.begin(answer)
+    except BaseException:
+      folder.cleanup()
+      raise
     if wanted.stream:
-      return events.response(job.events())
-    result = await job.result(request)
+      return events.response(job.events(volume_jobs.Files.json))
+    files = await job.result(request, service.limits.volume_s)
     if wanted.output == "zip":
-      return Response(result.zip(), media_type="application/zip")
-    return JSONResponse(result.json())
+      return Response(files.zip(), media_type="application/zip")
+    return JSONResponse(files.json())
 
 
 def _add_views(

@@ -1,8 +1,7 @@
 """Answers that take minutes: told slice by slice, and left off if nobody waits.
 
-A job runs in a thread of its own and owns the folder that it works in, so that
-nothing is removed under its hands; once its client has left, it ends with the
-slice at hand.
+A job runs in a thread of its own. Once its client has left, it ends with the
+slice at hand, and then its place is free.
 """
 
 import asyncio
@@ -11,34 +10,146 @@ from collections.abc import AsyncIterator, Callable
 import dataclasses
 import io
 import pathlib
-import tempfile
 import threading
-from typing import Any
+from typing import Any, Generic, TypeVar
 import zipfile
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from rcmed_jax.data.checks import DataError
-from rcmed_jax.serve import asking, errors, events
-from rcmed_jax.serve.engine import NotReadyError, QueueFullError
+from rcmed_jax.serve import errors, events, waiting
 
-# Volumes that are answered at once; each is in memory. More get a 429.
-AT_ONCE = 2
-_AGAIN_S = 20.0
+Result = TypeVar("Result")
+
+# Volumes that are answered at once, and that may wait for it. Their slices
+# take turns with pictures; each volume is in memory.
+AT_ONCE, MOST_WAITING = 2, 8
+_AGAIN_S = 30.0
 
 # Called after each slice with the number of all.
 OnSlice = Callable[[int], None]
-# Writes its files into a folder; what is said of them comes back.
-Answering = Callable[[OnSlice, pathlib.Path], dict[str, Any]]
+
+
+class Jobs:
+  """The jobs of a server; made anywhere, used in one event loop."""
+
+  def __init__(self, at_once: int = AT_ONCE, most_waiting: int = MOST_WAITING):
+    self._free = asyncio.Semaphore(at_once)
+    self._most_waiting = most_waiting
+    self._waiting = 0
+
+  async def begin(
+    self, answering: Callable[[OnSlice], Result]
+  ) -> "Job[Result]":
+    """A job that has begun, once there is a place for it.
+
+    Args:
+      answering: raises what its argument raises: nobody waits any more.
+
+    Raises:
+      HTTPException: 429, as many wait as may.
+    """
+    if self._free.locked() and self._waiting >= self._most_waiting:
+      raise errors.later(429, "too many volumes wait", _AGAIN_S)
+    self._waiting += 1
+    try:
+      await self._free.acquire()
+    finally:
+      self._waiting -= 1
+    return Job(answering, self._free.release)
+
+
+class Job(Generic[Result]):
+  """One volume's answer to come; made in the event loop.
+
+  Args:
+    done: called there at its end.
+  """
+
+  def __init__(
+    self, answering: Callable[[OnSlice], Result], done: Callable[[], None]
+  ):
+    self._loop = asyncio.get_running_loop()
+    self._stopped = threading.Event()
+    # (slices that are done, all of them); None at the end.
+    self._told: asyncio.Queue[tuple[int, int] | None] = asyncio.Queue()
+    self._future: asyncio.Future[Result] = self._loop.create_future()
+    threading.Thread(
+      target=self._run, args=(answering, done), name="volume", daemon=True
+    ).start()
+
+  async def result(self, request: Request, most_s: float) -> Result:
+    """The result, unless the client leaves first. It has ended in any case.
+
+    Raises:
+      What the job ends in, or as `waiting.first`.
+    """
+    try:
+      await waiting.first(request, self._future, most_s=most_s)
+      return self._future.result()
+    finally:
+      self._stopped.set()
+      await asyncio.wait((self._future,))
+
+  async def events(
+    self, answered: Callable[[Result], dict[str, Any]]
+  ) -> AsyncIterator[str]:
+    """Server-sent events: {"slice", "slices"}, then {"answer"} or {"error"}."""
+    try:
+      while (told := await self._told.get()) is not None:
+        yield events.event({"slice": told[0], "slices": told[1]})
+      try:
+        yield events.event({"answer": answered(self._future.result())})
+      except Exception as error:  # the status was sent long ago
+        yield events.event(errors.told(error))
+        if errors.status(error) == 500:
+          raise
+      yield events.END
+    finally:
+      self._stopped.set()
+
+  def _run(
+    self, answering: Callable[[OnSlice], Result], done: Callable[[], None]
+  ) -> None:
+    count = 0
+
+    def on_slice(slices: int) -> None:
+      nonlocal count
+      count += 1
+      if self._stopped.is_set():
+        raise _StoppedError
+      self._call(self._told.put_nowait, (count, slices))
+
+    try:
+      result = answering(on_slice)
+      self._call(self._future.set_result, result)
+    except Exception as error:  # of any library; whoever waits raises it
+      self._call(self._fail, error)
+    self._call(self._told.put_nowait, None)
+    self._call(done)
+
+  def _fail(self, error: Exception) -> None:
+    self._future.set_exception(error)
+    self._future.exception()  # nobody may be there to raise it
+
+  def _call(self, what: Callable[..., object], *args: Any) -> None:
+    """In the event loop, if the server still runs."""
+    if not self._loop.is_closed():
+      self._loop.call_soon_threadsafe(what, *args)
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class Files:
   """An answer and its files by their names."""
 
   answered: dict[str, Any]
   files: dict[str, bytes]
+
+  @classmethod
+  def read(cls, answered: dict[str, Any], folder: pathlib.Path) -> "Files":
+    """Of all that lies in a folder."""
+    return cls(
+      answered, {one.name: one.read_bytes() for one in folder.iterdir()}
+    )
 
   def json(self) -> dict[str, Any]:
     """The answer, with `files` as base64; it stands for answer.json itself."""
@@ -58,162 +169,5 @@ class Result:
     return made.getvalue()
 
 
-class Jobs:
-  """The jobs of a server."""
-
-  def __init__(self, at_once: int = AT_ONCE):
-    self._places = threading.BoundedSemaphore(at_once)
-
-  def start(
-    self, answering: Answering, folder: tempfile.TemporaryDirectory[str]
-  ) -> "Job":
-    """A job that has begun.
-
-    Args:
-      folder: to work in; it goes with the end of the job.
-
-    Raises:
-      HTTPException: 429, as many run as may.
-    """
-    if not self._places.acquire(blocking=False):
-      folder.cleanup()
-      raise errors.later(429, "other volumes are being answered", _AGAIN_S)
-    return Job(answering, folder, self._places.release)
-
-
-class Job:
-  """One volume's answer to come; made in the event loop."""
-
-  def __init__(
-    self,
-    answering: Answering,
-    folder: tempfile.TemporaryDirectory[str],
-    done: Callable[[], None],
-  ):
-    self._loop = asyncio.get_running_loop()
-    self._stopped = threading.Event()
-    # (slices that are done, all of them); None at the end.
-    self._told: asyncio.Queue[tuple[int, int] | None] = asyncio.Queue()
-    self._future: asyncio.Future[Result] = self._loop.create_future()
-    threading.Thread(
-      target=self._run,
-      args=(answering, folder, done),
-      name="volume",
-      daemon=True,
-    ).start()
-
-  async def result(self, request: Request) -> Result:
-    """The result, unless the client leaves first.
-
-    Raises:
-      What the job ends in; HTTPException: 499, the client left.
-    """
-    gone = asyncio.create_task(asking.left(request))
-    try:
-      await asyncio.wait(
-        (self._future, gone), return_when=asyncio.FIRST_COMPLETED
-      )
-      if not self._future.done():
-        raise HTTPException(errors.CLIENT_LEFT, "the client left")
-      return self._future.result()
-    finally:
-      gone.cancel()
-      self._stopped.set()
-
-  async def events(self) -> AsyncIterator[str]:
-    """Server-sent events: {"slice", "slices"}, then {"answer"} or {"error"}."""
-    try:
-      while (told := await self._told.get()) is not None:
-        yield events.event({"slice": told[0], "slices": told[1]})
-      try:
-        yield events.event({"answer": self._future.result().json()})
-      except Exception as error:  # the status was sent long ago
-        yield events.event(_body(error))
-        if _status(error) == 500:
-          raise
-      yield "data: [DONE]\n\n"
-    finally:
-      self._stopped.set()
-
-  def _run(
-    self,
-    answering: Answering,
-    folder: tempfile.TemporaryDirectory[str],
-    done: Callable[[], None],
-  ) -> None:
-    count = 0
-
-    def on_slice(slices: int) -> None:
-      nonlocal count
-      count += 1
-      if self._stopped.is_set():
-        raise _StoppedError
-      self._say((count, slices))
-
-    try:
-      with folder:
-        out = pathlib.Path(folder.name) / "answer"
-        answered = answering(on_slice, out)
-        files = {path.name: path.read_bytes() for path in out.iterdir()}
-      self._end(Result(answered, files), None)
-    except Exception as error:  # of any library; whoever waits raises it
-      self._end(None, error)
-    finally:
-      done()
-
-  def _end(self, result: Result | None, error: Exception | None) -> None:
-    def end() -> None:
-      if error is None:
-        self._future.set_result(result)  # pyright: ignore
-      else:
-        self._future.set_exception(_told_as(error))
-        self._future.exception()  # nobody may be there to raise it
-      self._told.put_nowait(None)
-
-    self._call(end)
-
-  def _say(self, told: tuple[int, int]) -> None:
-    self._call(lambda: self._told.put_nowait(told))
-
-  def _call(self, what: Callable[[], None]) -> None:
-    """In the event loop, if the server still runs."""
-    if not self._loop.is_closed():
-      self._loop.call_soon_threadsafe(what)
-
-
 class _StoppedError(Exception):
   """Nobody waits any more."""
-
-
-def _told_as(error: Exception) -> Exception:
-  """The error as the client is told of it."""
-  if type(error) is ValueError:  # of the assistant, or of clean-up
-    return errors.BadFieldError("prompt", str(error))
-  return error
-
-
-def _status(error: Exception) -> int:
-  if isinstance(error, errors.BadFieldError):
-    return error.status
-  if isinstance(error, HTTPException):
-    return error.status_code
-  kinds = (
-    (DataError, 400),
-    (NotImplementedError, 501),
-    (QueueFullError, 429),
-    (NotReadyError, 503),
-    (TimeoutError, 504),
-  )
-  return next((code for kind, code in kinds if isinstance(error, kind)), 500)
-
-
-def _body(error: Exception) -> dict[str, Any]:
-  """As `errors.add_handlers` would answer it."""
-  status = _status(error)
-  if isinstance(error, errors.BadFieldError):
-    return errors.body(status, f"{error.field}: {error.message}", error.field)
-  if isinstance(error, DataError):
-    return errors.body(status, errors.of_data(error), error.field)
-  if status == 500:
-    return errors.body(status, errors.FAULT)
-  return errors.body(status, str(error) or "there was no answer in time")

@@ -329,10 +329,12 @@ def test_contours_of_a_series_are_written_where_asked(fake, tmp_path, capsys):
   assert "--rtstruct draws contours on a DICOM" in capsys.readouterr().err
 
 
-def test_averaged_weights_are_asked_for(fake, tmp_path):
+def test_other_weights_are_asked_for(fake, tmp_path):
   told = ("--image", draw(tmp_path / "a.png"), "--out", tmp_path / "out")
-  assert predict(*told) == predict(*told, "--averaged") == 0
-  assert [load["averaged"] for load in fake.loads] == [False, True]
+  for flags in ((), ("--averaged",), ("--best",)):
+    assert predict(*told, *flags) == 0
+  found = [(load["averaged"], load["best"]) for load in fake.loads]
+  assert found == [(False, False), (True, False), (False, True)]
 
 
 def test_a_radiograph_that_lies_nowhere_is_answered_too(fake, tmp_path):

@@ -49,12 +49,15 @@ FAIL = """
     raise ValueError("bad record")
   hosts.barrier("never")
 """
+# It dies once its devices are all connected to the other's: what dies before
+# that is missed after half a minute, when connecting is given up.
 DIE = """
-  import os, signal
+  import os, signal, time
   from jax.experimental import multihost_utils
   import numpy as np
   multihost_utils.process_allgather(np.zeros(1))
   if process == 1:
+    time.sleep(2)
     os.kill(os.getpid(), signal.SIGKILL)
   multihost_utils.process_allgather(np.zeros(1))
 """

@@ -17,6 +17,8 @@ import requests
 import served
 import volume_files
 
+from rcmed_jax.serve import volume_jobs
+
 # Grey values of a volume whose label 2 is seen as bright.
 TOLD = {"prompt": "light", "modality": "magnetic resonance"}
 
@@ -335,10 +337,10 @@ def test_a_volume_gives_way_to_others_and_ends_with_its_client(tmp_path):
     assert len(assistant.texts) == count + 1
 
 
-def test_too_many_volumes_are_told_to_come_again(tmp_path, monkeypatch):
-  monkeypatch.setattr("rcmed_jax.serve.asking._MOST_VOLUMES", 0)
+def test_too_many_volumes_are_told_to_come_again(tmp_path):
   data, _, _ = _volume(tmp_path)
-  with served.running() as at:
+  full = volume_jobs.Jobs(at_once=0, most_waiting=0)
+  with served.running(volumes=full) as at:
     reply = monai.infer(at, params=TOLD, name="a.nii", data=data)
     assert reply.status_code == 429
     assert "Retry-After" in reply.headers

@@ -270,7 +270,9 @@ def test_a_client_that_leaves_ends_its_job_and_gives_back_its_place(
       on_slice()
     raise AssertionError("it went on to the end")
 
-  with served.running(ask_volume=slow) as slowly:
+  with served.running(
+    ask_volume=slow, volumes=volume_jobs.Jobs(most_waiting=0)
+  ) as slowly:
     began = [
       requests.post(
         slowly.url + URL,
