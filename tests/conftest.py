@@ -31,6 +31,15 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache/jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+  """Leaves out the compiler's optimizations where toys run a few times only.
+
+  Compiling is most of what these tests do. Heavy ones are compiled as for use.
+  """
+  if config.option.markexpr == "not heavy":
+    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+
+
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
   """The folder of released vectors and real images, where there is one."""

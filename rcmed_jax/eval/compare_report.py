@@ -7,12 +7,11 @@ same scores give the same bytes.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import html
-import importlib.resources
 import json
 import pathlib
-import string
 from typing import Any
 
+from rcmed_jax.data import web_page
 from rcmed_jax.eval import report, sections, tables, verdict
 from rcmed_jax.eval.compare import (
   ALPHA,
@@ -139,26 +138,15 @@ def _page(
       }
     ),
   }
-  parts = {heading: body for heading, body in parts.items() if body}
-  anchors = {heading: heading.lower().replace(" ", "-") for heading in parts}
-  frame = importlib.resources.files("rcmed_jax.eval").joinpath(report.FRAME)
-  return string.Template(frame.read_text(encoding="utf-8")).substitute(
-    title="RCMed comparison",
-    subtitle=html.escape(
-      f"B, {names[1]}, against A, {names[0]}: {result.images} images, "
-      f"{result.masks} masks, {len(result.tasks)} tasks (modality × class)."
-    ),
-    links="".join(
-      f'<a href="#{anchor}">{heading}</a>'
-      for heading, anchor in anchors.items()
-    ),
-    sections=_tiles(result)
-    + "".join(
-      f'<section id="{anchors[heading]}"><h2>{heading}</h2>{body}</section>'
-      for heading, body in parts.items()
-    ),
+  return web_page.page(
+    "RCMed comparison",
+    f"B, {names[1]}, against A, {names[0]}: {result.images} images, "
+    f"{result.masks} masks, {len(result.tasks)} tasks (modality × class).",
+    parts,
+    top=_tiles(result),
     footer="Every mask that both runs scored is counted once. Intervals are "
     "95% intervals over images.",
+    head=report.head(),
   )
 
 

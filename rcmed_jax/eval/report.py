@@ -1,25 +1,21 @@
 """The report of an evaluation: one HTML file that needs nothing else.
 
 Styles, scripts, charts and pictures are inside, so that the file can be mailed
-or archived. `report.html` holds the page's frame, this file fills it, and
-`sections.py` writes what goes between.
+or archived. `report_head.html` holds its own styles, `sections.py` writes what
+goes between.
 """
 
 import collections
 from collections.abc import Mapping
-import html
-import importlib.resources
 import json
 import os
 from pathlib import Path
-import string
 
 from etils import epath
 
+from rcmed_jax.data import web_page
 from rcmed_jax.eval import charts, sections, sections_trust
 from rcmed_jax.eval.summary import Summary
-
-FRAME = "report.html"
 
 # The terms of the loss share one chart; every other number has its own.
 LOSS_TERMS = ("loss", "text", "dice", "bce", "boundary")
@@ -64,7 +60,6 @@ def write_report(
       line; None leaves the curves out.
     facts: what the run was, by heading: settings, versions, counts.
   """
-  frame = importlib.resources.files("rcmed_jax.eval").joinpath(FRAME)
   curves = read_curves(training) if training else {}
   parts = {
     "Examples": sections.examples(summary),
@@ -80,25 +75,23 @@ def write_report(
     "Quarantine": sections.quarantine(summary),
     "Run": sections.facts(facts or {}),
   }
-  parts = {heading: body for heading, body in parts.items() if body}
-  page = string.Template(frame.read_text(encoding="utf-8")).substitute(
-    title=html.escape(title),
-    subtitle=sections.subtitle(summary),
-    links="".join(
-      f'<a href="#{_anchor(heading)}">{heading}</a>' for heading in parts
+  return web_page.write(
+    path,
+    web_page.page(
+      title,
+      sections.subtitle(summary),
+      parts,
+      top=sections.tiles(summary),
+      footer="Scores are exact: every readable image is counted once. The "
+      "intervals are 95% bootstrap intervals over images.",
+      head=head(),
     ),
-    sections=sections.tiles(summary)
-    + "".join(
-      f'<section id="{_anchor(heading)}"><h2>{heading}</h2>{body}</section>'
-      for heading, body in parts.items()
-    ),
-    footer="Scores are exact: every readable image is counted once. The "
-    "intervals are 95% bootstrap intervals over images.",
   )
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(page, encoding="utf-8")
-  return path
+
+
+def head() -> str:
+  """Returns the styles of charts and pictures, for the head of a page."""
+  return web_page.text_of("rcmed_jax.eval", "report_head.html")
 
 
 def read_curves(
@@ -147,7 +140,3 @@ def curve_charts(
     "are shown before their weights.</p>"
     f'<div class="charts">{"".join(figures)}</div>'
   )
-
-
-def _anchor(heading: str) -> str:
-  return heading.lower().replace(" ", "-")

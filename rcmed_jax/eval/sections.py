@@ -35,7 +35,7 @@ CONTROLS = {
 
 def subtitle(summary: Summary) -> str:
   """Returns the line under the title."""
-  return tables.cell(
+  return (
     f"Split {summary.split}: {summary.images} images, {summary.masks} masks, "
     f"{summary.tasks} tasks (modality × class), "
     f"{len(summary.quarantine)} quarantined."

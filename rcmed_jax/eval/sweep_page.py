@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 import html
-import importlib.resources
-import string
 
+from rcmed_jax.data import web_page
 from rcmed_jax.eval import report, sweep_plot, sweep_text, tables
 from rcmed_jax.eval.sweep_scores import SCORES, Estimate
 from rcmed_jax.eval.sweep_text import TITLES, Results
@@ -45,20 +44,13 @@ def page(results: Results) -> str:
     if told.facts
     else "",
   }
-  sections = {name: body for name, body in sections.items() if body}
-  frame = importlib.resources.files("rcmed_jax.eval").joinpath(report.FRAME)
-  return string.Template(frame.read_text(encoding="utf-8")).substitute(
-    title=html.escape(told.title),
-    subtitle=html.escape(sweep_text.subtitle(results)),
-    links="".join(
-      f'<a href="#{_anchor(name)}">{name}</a>' for name in sections
-    ),
-    sections="".join(
-      f'<section id="{_anchor(name)}"><h2>{name}</h2>{body}</section>'
-      for name, body in sections.items()
-    ),
+  return web_page.page(
+    told.title,
+    sweep_text.subtitle(results),
+    sections,
     footer="Every run is an ordinary run with a report of its own, in "
     "CELL/seedN/report.",
+    head=report.head(),
   )
 
 
@@ -165,7 +157,3 @@ def _verdict(one: Estimate) -> str:
   if seeds and images:
     return "by both"
   return "by seeds alone" if seeds else "by images alone" if images else "no"
-
-
-def _anchor(heading: str) -> str:
-  return heading.lower().replace(" ", "-")

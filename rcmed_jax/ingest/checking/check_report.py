@@ -7,6 +7,7 @@ import os
 import pathlib
 from typing import Any
 
+from rcmed_jax.data import web_page
 from rcmed_jax.ingest.checking import check, page
 
 # What `report.json` calls "": a license that nobody gave.
@@ -34,8 +35,7 @@ def write(out: pathlib.Path, report: Mapping[str, Any]) -> pathlib.Path:
   splits = ", ".join(
     f"{count:,} {name}" for name, count in report["splits"].items()
   )
-  return page.write(
-    out / "index.html",
+  made = web_page.page(
     "Data check",
     f"{counts['triplets']:,} images ({splits or 'no split'}), "
     f"read in {report['seconds']:,} s"
@@ -44,7 +44,9 @@ def write(out: pathlib.Path, report: Mapping[str, Any]) -> pathlib.Path:
     sections,
     top=_tiles(report),
     footer=_sums(counts),
+    head=page.head(),
   )
+  return web_page.write(out / "index.html", made)
 
 
 def _sums(counts: Mapping[str, int]) -> str:

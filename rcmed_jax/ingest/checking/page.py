@@ -1,16 +1,9 @@
-"""HTML pages that need nothing else, and the tables in them.
+"""Tables, tiles and bars of the pages that `rcmed data` writes."""
 
-`page.html` is their frame: styles and the script that sorts tables.
-"""
-
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 import html
-import importlib.resources
-import os
-import pathlib
-import string
 
-FRAME = "page.html"
+from rcmed_jax.data import web_page
 
 # Rows beyond which a table scrolls in itself.
 TALL = 16
@@ -19,46 +12,9 @@ TALL = 16
 Cell = str | int | float | tuple[str, float]
 
 
-def write(
-  path: pathlib.Path,
-  title: str,
-  subtitle: str,
-  sections: Mapping[str, str],
-  *,
-  top: str = "",
-  footer: str = "",
-) -> pathlib.Path:
-  """Returns the path of the written page, which is there whole or not at all.
-
-  Args:
-    path: of the page; folders are made.
-    title: of the page, as text; so are `subtitle` and `footer`.
-    sections: heading -> HTML; empty ones are left out.
-    top: HTML before the sections.
-  """
-  frame = importlib.resources.files("rcmed_jax.ingest.checking").joinpath(FRAME)
-  shown = {heading: body for heading, body in sections.items() if body}
-  content = string.Template(frame.read_text(encoding="utf-8")).substitute(
-    title=html.escape(title),
-    subtitle=html.escape(subtitle),
-    links="".join(
-      f'<a href="#{_anchor(heading)}">{html.escape(heading)}</a>'
-      for heading in shown
-    ),
-    sections=top
-    + "".join(
-      f'<section id="{_anchor(heading)}"><h2>{html.escape(heading)}</h2>'
-      f"{body}</section>"
-      for heading, body in shown.items()
-    ),
-    footer=html.escape(footer),
-  )
-  path.parent.mkdir(parents=True, exist_ok=True)
-  new = path.with_name(path.name + ".new")
-  # Names of files may hold what is no text.
-  new.write_text(content, encoding="utf-8", errors="replace")
-  os.replace(new, path)
-  return path
+def head() -> str:
+  """The styles of tables and cards, for the head of a page."""
+  return web_page.text_of("rcmed_jax.ingest.checking", "page_head.html")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
@@ -126,7 +82,3 @@ def _cell(head: str, cell: Cell) -> str:
   if isinstance(cell, int | float):
     return f'<td{kind} data-v="{cell}">{cell:,}</td>'
   return f"<td{kind}>{html.escape(cell)}</td>"
-
-
-def _anchor(heading: str) -> str:
-  return heading.lower().replace(" ", "-")

@@ -18,6 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from rcmed_jax.data import web_page
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.data.records import Record, Triplet
 from rcmed_jax.ingest.checking import page
@@ -111,15 +112,16 @@ def write(
       ("<file", "<what", "<reason"),
       [(e.path, e.field, e.message) for e in drawn.faults[:100]],
     )
-  return page.write(
-    path,
+  made = web_page.page(
     title,
     f"{len(drawn.triplets):,} pictures of {drawn.units:,} units, drawn evenly "
     "over modalities and classes",
     sections,
     footer="Outlines are those of the masks; each class has a colour of its "
     "own within a picture.",
+    head=page.head(),
   )
+  return web_page.write(path, made)
 
 
 def outlined(image_IJC: np.ndarray, masks_GIJ: np.ndarray) -> np.ndarray:
