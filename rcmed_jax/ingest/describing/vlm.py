@@ -16,9 +16,9 @@ import json
 import math
 import random
 import time
-from types import ModuleType
 from typing import Any
 
+from rcmed_jax.data import extras
 from rcmed_jax.ingest.describing.endpoint import Server, text_tokens
 
 # Statuses that pass by themselves; so do all from 500 on.
@@ -74,12 +74,12 @@ class Client:
   """Asks; `async with Client(server) as client`.
 
   Raises:
-    ValueError: the package that it needs is missing.
+    ImportError: the package that it needs is missing.
   """
 
   def __init__(self, server: Server):
     self._server = server
-    self._openai = _package()
+    self._openai = extras.load("openai", "Asking a server", "describe")
     self._pace = _Pace(server.per_minute)
     self._limit_name = "max_tokens"
     self._in_a_row = 0
@@ -301,14 +301,3 @@ def _count(value: object, estimate: int) -> int:
   if isinstance(value, bool) or not isinstance(value, int):
     return estimate
   return value if 0 <= value <= MOST_TOKENS else estimate
-
-
-def _package() -> ModuleType:
-  try:
-    import openai
-  except ImportError as error:
-    raise ValueError(
-      "asking a server needs the openai package: pip install "
-      '"rcmed-jax[describe]".'
-    ) from error
-  return openai

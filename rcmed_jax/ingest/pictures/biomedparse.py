@@ -21,6 +21,7 @@ from rcmed_jax.data import json_stream, readers, tokens
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.data.records import Record, Triplet
 from rcmed_jax.ingest.pictures import folder
+from rcmed_jax.ingest.pictures.picture import PictureUnit
 from rcmed_jax.ingest.sources import Faults, Options
 from rcmed_jax.ingest.volumes import volumes
 
@@ -90,7 +91,7 @@ class BiomedParseSource:
       except DataError as error:
         faults(error)
         continue
-      yield BiomedParseUnit(record, modality in TURNED, self.options.license)
+      yield BiomedParseUnit(record, self.options.license, modality in TURNED)
     if not found:
       raise DataError(
         self.path, "source", "it holds no image", "Give a split's folder"
@@ -149,32 +150,19 @@ class BiomedParseSource:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class BiomedParseUnit:
-  """An image and its masks."""
+class BiomedParseUnit(PictureUnit):
+  """An image and its masks, which may lie on their side."""
 
-  record: Record
-  turned: bool
-  license: str = ""
+  turned: bool = False
 
-  @property
-  def id(self) -> str:
-    """Dataset, split and file name."""
-    return self.record.id
-
-  def triplets(self, faults: Faults) -> Iterator[Triplet]:
-    """One, upright; or none where the image cannot be read."""
-    try:
-      triplet = self.record.load(faults)
-    except DataError as error:
-      faults(error)
-      return
-    if self.turned:
-      triplet = dataclasses.replace(
-        triplet,
-        image_IJC=np.rot90(triplet.image_IJC, -1).copy(),
-        masks_GIJ=np.rot90(triplet.masks_GIJ, -1, (1, 2)).copy(),
-      )
-    yield dataclasses.replace(triplet, license=self.license or None)
+  def _made(self, triplet: Triplet, faults: Faults) -> Triplet:
+    if not self.turned:
+      return triplet
+    return dataclasses.replace(
+      triplet,
+      image_IJC=np.rot90(triplet.image_IJC, -1).copy(),
+      masks_GIJ=np.rot90(triplet.masks_GIJ, -1, (1, 2)).copy(),
+    )
 
 
 def _mask_folder(path: pathlib.Path) -> pathlib.Path:

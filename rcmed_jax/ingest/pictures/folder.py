@@ -22,6 +22,7 @@ from rcmed_jax.data import images, readers
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.data.records import Record, Triplet
 from rcmed_jax.ingest.pictures import index_file
+from rcmed_jax.ingest.pictures.picture import PictureUnit
 from rcmed_jax.ingest.sources import Faults, Options
 from rcmed_jax.ingest.volumes import volumes
 
@@ -80,9 +81,9 @@ class FolderSource:
           modality=modality,
           dataset=dataset,
         ),
+        self.options.license,
         label_map,
         self.labels,
-        self.options.license,
       )
     if not found:
       raise DataError(
@@ -94,29 +95,14 @@ class FolderSource:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class FolderUnit:
+class FolderUnit(PictureUnit):
   """An image with masks, or with a label map."""
 
-  record: Record
-  label_map: str  # path; "": none
-  labels: tuple[tuple[int, str], ...]
-  license: str = ""
+  label_map: str = ""  # path; "": none
+  labels: tuple[tuple[int, str], ...] = ()
 
-  @property
-  def id(self) -> str:
-    """The image's path below the source's folder."""
-    return self.record.id
-
-  def triplets(self, faults: Faults) -> Iterator[Triplet]:
-    """One, or none where the image cannot be read."""
-    try:
-      triplet = self.record.load(faults)
-      if self.label_map:
-        triplet = self._with_labels(triplet, faults)
-    except DataError as error:
-      faults(error)
-      return
-    yield dataclasses.replace(triplet, license=self.license or None)
+  def _made(self, triplet: Triplet, faults: Faults) -> Triplet:
+    return self._with_labels(triplet, faults) if self.label_map else triplet
 
   def _with_labels(self, triplet: Triplet, faults: Faults) -> Triplet:
     """Adds the classes of the label map."""

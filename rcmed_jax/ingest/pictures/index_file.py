@@ -10,7 +10,7 @@ import pathlib
 
 from rcmed_jax.data import json_stream, readers
 from rcmed_jax.data.checks import DataError
-from rcmed_jax.data.records import Record, Triplet
+from rcmed_jax.ingest.pictures.picture import PictureUnit
 from rcmed_jax.ingest.sources import Faults, Options
 
 # How the public data names its index files.
@@ -50,7 +50,7 @@ class IndexSource:
   path: pathlib.Path
   options: Options
 
-  def units(self, faults: Faults) -> Iterator["IndexUnit"]:
+  def units(self, faults: Faults) -> Iterator[PictureUnit]:
     """One unit an entry; entries that cannot be used are faults."""
     options = self.options
     for record in readers.iter_index(
@@ -61,26 +61,4 @@ class IndexSource:
     ):
       if options.dataset:
         record = dataclasses.replace(record, dataset=options.dataset)
-      yield IndexUnit(record, options.license)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class IndexUnit:
-  """One image and its masks, each in a file."""
-
-  record: Record
-  license: str = ""
-
-  @property
-  def id(self) -> str:
-    """The image's path as the index writes it."""
-    return self.record.id
-
-  def triplets(self, faults: Faults) -> Iterator[Triplet]:
-    """One, or none where the image cannot be read."""
-    try:
-      triplet = self.record.load(faults)
-    except DataError as error:
-      faults(error)
-      return
-    yield dataclasses.replace(triplet, license=self.license or None)
+      yield PictureUnit(record, options.license)
