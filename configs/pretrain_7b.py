@@ -1,7 +1,7 @@
 """Train the 7B model on the whole public training set, as the release did.
 
   rcmed train --config=configs/pretrain_7b.py --workdir=runs/7b \\
-    --init=path/to/converted_weights \\
+    --from=path/to/converted_weights \\
     --config.data.index=path/to/image2label_train.json
 
 Hardware: made for 256 chips of TPU v5e or v6e, or 64 accelerators of 80 GB,
@@ -10,7 +10,7 @@ images/s on 40 Hopper GPUs, which is 80 hours; a pass over one image is about
 88 TFLOP, so that 256 chips of 197 TFLOP/s at 40% of their peak would take 30
 hours. Nothing of this size was run here. Expected score: the release's test
 Dice is 0.862 with reference answers forced. That training began from loaded
-weights, without which its frozen language model makes no sense: `--init`.
+weights, without which its frozen language model makes no sense: `--from`.
 `:tiny` is the same settings with every organ at its smallest, for planners and
 tests on 8 devices; it learns nothing.
 """
@@ -33,7 +33,7 @@ def get_config(arg=None):
   config.data = dict(
     index="",  # the public index
     validation="",  # the public validation index
-    tokenizer="",  # that of --init; `:tiny` trains its own
+    tokenizer="",  # that of --from; `:tiny` trains its own
     vocabulary=640,
     # The release truncates at 513; the placeholder is one of them.
     lengths=(128, 208) if tiny else (128, 256, 513),

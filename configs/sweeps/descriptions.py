@@ -4,7 +4,7 @@
     --workdir=runs/descriptions
   rcmed sweep --sweep=configs/sweeps/descriptions.py \\
     --workdir=runs/descriptions_7b \\
-    --init=path/to/converted_weights \\
+    --from=path/to/converted_weights \\
     --config.data.index=path/to/image2label_train.json \\
     --config.data.descriptions=path/to/descriptions_train.json \\
     --index=path/to/image2label_test.json

@@ -4,7 +4,7 @@
     --workdir=runs/encoder
   rcmed sweep --sweep=configs/sweeps/encoder.py \\
     --workdir=runs/encoder_7b \\
-    --init=path/to/converted_weights \\
+    --from=path/to/converted_weights \\
     --config.data.index=path/to/image2label_train.json \\
     --index=path/to/image2label_test.json
 

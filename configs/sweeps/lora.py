@@ -4,7 +4,7 @@
     --workdir=runs/lora
   rcmed sweep --sweep=configs/sweeps/lora.py \\
     --workdir=runs/lora_7b \\
-    --init=path/to/converted_weights \\
+    --from=path/to/converted_weights \\
     --config.data.index=path/to/image2label_train.json \\
     --index=path/to/image2label_test.json
 

@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     sweep, workdir, seeds=args.seeds, flags=flags, index=train_index
   )
   chosen = sweep_cells.choose(every, args.only)
-  train_flags = [f"--init={args.init}"] if args.init else []
+  train_flags = [f"--from={args.source}"] if args.source else []
   evaluate_flags = [f"--mesh={args.mesh}"] if args.mesh else []
   if args.emit:
     return _emit(args, flags, workdir, chosen)
@@ -91,7 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     "train on; without both, images are drawn where the sweep says how",
   )
   parser.add_argument(
-    "--init", metavar="CKPT", help="converted weights that all cells start from"
+    "--from",
+    dest="source",
+    metavar="CKPT",
+    help="converted weights that all cells start from",
   )
   parser.add_argument(
     "--mesh", metavar="data=8", help="devices to score on; default: one"

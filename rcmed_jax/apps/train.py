@@ -65,7 +65,6 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--from",
-    "--init",
     dest="source",
     type=epath.Path,
     metavar="CKPT",

@@ -82,12 +82,12 @@ def test_all_are_run_in_turn_and_then_never_again(tasks):
 
 def test_commands_are_those_of_an_ordinary_run(tasks):
   (first, *_) = tasks
-  told = sweep_run.commands(first, INDEX, ["--init=w"], ["--mesh=data=2"])
+  told = sweep_run.commands(first, INDEX, ["--from=w"], ["--mesh=data=2"])
   assert told["train"] == [
     "train",
     f"--config={first.folder}/told.json",
     f"--workdir={first.folder}",
-    "--init=w",
+    "--from=w",
   ]
   assert told["evaluate"] == [
     "evaluate",
