@@ -1,6 +1,7 @@
 """The walls of the house: who may import whom, and how large a room may be."""
 
 import ast
+from importlib import metadata
 import pathlib
 import warnings
 
@@ -89,3 +90,9 @@ def test_no_room_fills_a_fifth_of_the_house():
   for room, lines in size.items():
     if lines > house / 5:
       warnings.warn(f"{room}: {lines} of {house} lines", stacklevel=1)
+
+
+def test_helpers_of_tests_hide_no_package():
+  helpers = {path.stem for path in (imports.ROOT / "tests").glob("*.py")}
+  hidden = helpers & set(metadata.packages_distributions())
+  assert not hidden, f"tests/{hidden} come before packages of that name"

@@ -11,7 +11,6 @@ import time
 import cv2
 import dicom_files
 import highdicom
-import monai
 import nibabel
 import numpy as np
 import openai
@@ -20,6 +19,7 @@ import requests
 import scripted
 import served
 import serving
+import slicer
 import volume_files
 
 from rcmed_jax import cli
@@ -92,8 +92,8 @@ def test_a_picture_has_one_answer(run, assistant, at, tmp_path):
   mask = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
   np.testing.assert_array_equal(mask > 0, target.mask_IJ)
 
-  said, _, data = monai.answered(
-    monai.infer(at, params={"prompt": ASKED}, data=path.read_bytes())
+  said, _, data = slicer.answered(
+    slicer.infer(at, params={"prompt": ASKED}, data=path.read_bytes())
   )
   assert (said["text"], said["label_names"]) == (answer.text, {"heart": 1})
   assert tuple(said["targets"][0]["box"]) == target.box
@@ -141,8 +141,8 @@ def test_a_volume_has_one_answer(run, at, tmp_path):
   nibabel.save(nibabel.Nifti1Image(voxels, turned), path)
   held = _predict(run, path, tmp_path / "out", "--largest")
   told = {"prompt": ASKED, "largest": True}
-  said, name, data = monai.answered(
-    monai.infer(at, params=told, name=path.name, data=path.read_bytes())
+  said, name, data = slicer.answered(
+    slicer.infer(at, params=told, name=path.name, data=path.read_bytes())
   )
   assert said["text"] == held["text"]
   assert said["targets"][0]["box"] == held["targets"][0]["box_voxels"]
@@ -169,8 +169,8 @@ def test_a_series_has_one_answer(run, at, tmp_path):
   ]
   told = requests.put(at.url + "/session/", files=files, timeout=60).json()
   query = f"?session_id={told['session_id']}"
-  said, name, data = monai.answered(
-    monai.infer(at, query, {"prompt": ASKED}, None)
+  said, name, data = slicer.answered(
+    slicer.infer(at, query, {"prompt": ASKED}, None)
   )
   (tmp_path / name).write_bytes(data)
   mask = np.asarray(nibabel.load(tmp_path / name).dataobj)
@@ -178,7 +178,7 @@ def test_a_series_has_one_answer(run, at, tmp_path):
   uids = [one.SOPInstanceUID for one in datasets]
   for path in (tmp_path / "out/segmentation.dcm", tmp_path / "seg.dcm"):
     if not path.exists():
-      reply = monai.infer(
+      reply = slicer.infer(
         at, query + "&output=dicom_seg", {"prompt": ASKED}, None
       )
       path.write_bytes(reply.content)

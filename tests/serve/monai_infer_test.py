@@ -7,7 +7,6 @@ import zipfile
 import cv2
 import dicom_files
 import highdicom
-import monai
 import nibabel
 import nrrd
 import numpy as np
@@ -15,6 +14,7 @@ import pydicom
 import pytest
 import requests
 import served
+import slicer
 import volume_files
 
 from rcmed_jax.serve import volume_jobs
@@ -30,7 +30,7 @@ def at():
 
 
 def _mask(reply):
-  said, name, data = monai.answered(reply)
+  said, name, data = slicer.answered(reply)
   assert name == "label.png"
   return said, cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
 
@@ -81,12 +81,12 @@ def _zip(files):
 
 
 def test_a_prompt_in_params_is_answered_with_a_label_map(at):
-  said, mask_IJ = _mask(monai.infer(at, "?image=a"))
+  said, mask_IJ = _mask(slicer.infer(at, "?image=a"))
   assert said["label_names"] == {"bright": 1}
   assert said["targets"][0]["box"] == [4, 8, 20, 16]
   np.testing.assert_array_equal(mask_IJ, served.image()[..., 0] // 255)
   assert at.assistant.texts[-1] == "light"
-  _mask(monai.infer(at, params={"client_id": "user"}))
+  _mask(slicer.infer(at, params={"client_id": "user"}))
   assert "image" in at.assistant.texts[-1]
 
 
@@ -102,7 +102,7 @@ def test_the_reply_comes_in_one_piece_with_a_mask_even_if_empty(at):
   ).encode()
   body += black + f"\r\n--{line}--\r\n".encode()
   head = (
-    f"POST {monai.INFER}?image=b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+    f"POST {slicer.INFER}?image=b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
     f"Content-Type: multipart/form-data; boundary={line}\r\n"
     f"Content-Length: {len(body)}\r\n\r\n"
   )
@@ -114,7 +114,7 @@ def test_the_reply_comes_in_one_piece_with_a_mask_even_if_empty(at):
   assert head.startswith(b"HTTP/1.1 200")
   assert "transfer-encoding" not in headers
   assert int(headers["content-length"]) == len(rest)
-  parts = monai.parts(headers["content-type"], rest)
+  parts = slicer.parts(headers["content-type"], rest)
   assert json.loads(parts["params"][1])["label_names"] == {}
   name, data = parts["image"]
   assert name == "label.png"
@@ -124,27 +124,27 @@ def test_the_reply_comes_in_one_piece_with_a_mask_even_if_empty(at):
 
 
 def test_other_outputs(at, tmp_path):
-  reply = monai.infer(at, "?output=json")
+  reply = slicer.infer(at, "?output=json")
   assert reply.json()["label_names"] == {"bright": 1}
-  reply = monai.infer(at, params={"prompt": "a", "result_extension": ".nrrd"})
-  parts = monai.parts(reply.headers["content-type"], reply.content)
+  reply = slicer.infer(at, params={"prompt": "a", "result_extension": ".nrrd"})
+  parts = slicer.parts(reply.headers["content-type"], reply.content)
   name, data = parts["image"]
   assert name == "label.nrrd"
   (tmp_path / name).write_bytes(data)
   voxels, _ = nrrd.read(str(tmp_path / name))
   np.testing.assert_array_equal(voxels[..., 0].T, served.image()[..., 0] // 255)
-  bad = monai.infer(at, params={"prompt": "a", "result_extension": "/../x"})
+  bad = slicer.infer(at, params={"prompt": "a", "result_extension": "/../x"})
   assert bad.status_code == 422
 
 
 def test_what_cannot_be_answered_is_said(at):
   for suffix in (".nii.gz", ".nii", ".nrrd", ".mha", ".dcm", ".zip"):
-    reply = monai.infer(at, name=f"Jane{suffix}", data=b"x")
+    reply = slicer.infer(at, name=f"Jane{suffix}", data=b"x")
     assert reply.status_code == 400, (suffix, reply.text)
     assert "Jane" not in reply.text and "/tmp" not in reply.text
   reply = requests.post(at.url + "/infer/other", timeout=20)
   assert reply.status_code == 404
-  assert monai.infer(at, name=None).status_code == 400
+  assert slicer.infer(at, name=None).status_code == 400
   for bad in (
     {"prompt": 5},
     {"prompt": "a", "axis": "skew"},
@@ -154,23 +154,23 @@ def test_what_cannot_be_answered_is_said(at):
     {"prompt": "a", "window": "none such"},
     {"prompt": "a" * 5000},
   ):
-    assert monai.infer(at, params=bad).status_code == 422, bad
-  assert monai.infer(at, "?output=gif").status_code == 422
-  assert monai.infer(at, "?output=dicom_seg").status_code == 422
-  assert monai.infer(at, params=["prompt"]).status_code == 422
-  assert monai.infer(at, data=b"noise").status_code == 400
-  reply = requests.post(at.url + monai.INFER, data="params={}", timeout=20)
+    assert slicer.infer(at, params=bad).status_code == 422, bad
+  assert slicer.infer(at, "?output=gif").status_code == 422
+  assert slicer.infer(at, "?output=dicom_seg").status_code == 422
+  assert slicer.infer(at, params=["prompt"]).status_code == 422
+  assert slicer.infer(at, data=b"noise").status_code == 400
+  reply = requests.post(at.url + slicer.INFER, data="params={}", timeout=20)
   assert reply.status_code == 415
   files = {"params": (None, "{"), "file": ("a.png", served.png())}
-  reply = requests.post(at.url + monai.INFER, files=files, timeout=20)
+  reply = requests.post(at.url + slicer.INFER, files=files, timeout=20)
   assert reply.status_code == 400
 
 
 @pytest.mark.parametrize("code", ["RAS", "LSP", "PIR"])
 def test_a_nifti_volume_is_answered_on_its_grid(at, tmp_path, code):
   data, bright, affine = _volume(tmp_path, code)
-  reply = monai.infer(at, params=TOLD, name="/x/a.nii.gz", data=data)
-  said, name, made = monai.answered(reply)
+  reply = slicer.infer(at, params=TOLD, name="/x/a.nii.gz", data=data)
+  said, name, made = slicer.answered(reply)
   assert name == "label.nii.gz"
   (tmp_path / name).write_bytes(made)
   labels = nibabel.load(tmp_path / name)
@@ -188,7 +188,7 @@ def test_a_nifti_volume_is_answered_on_its_grid(at, tmp_path, code):
 def test_nrrd_comes_and_goes_as_it_is_asked_for(at, tmp_path):
   data, bright, affine = _volume(tmp_path, "LPS")
   told = {**TOLD, "result_extension": ".nrrd", "result_compress": False}
-  reply = monai.infer(at, "?output=image", told, "a.nii.gz", data)
+  reply = slicer.infer(at, "?output=image", told, "a.nii.gz", data)
   assert reply.status_code == 200
   assert reply.headers["content-type"] == "application/octet-stream"
   assert 'filename="label.nrrd"' in reply.headers["content-disposition"]
@@ -202,10 +202,10 @@ def test_nrrd_comes_and_goes_as_it_is_asked_for(at, tmp_path):
   np.testing.assert_allclose(np.diag([-1, -1, 1, 1]) @ found, affine)
   image = np.asarray(nibabel.load(tmp_path / "made.nii.gz").dataobj)
   nrrd.write(str(tmp_path / "a.nrrd"), image, header)
-  again = monai.infer(
+  again = slicer.infer(
     at, params=TOLD, name="a.nrrd", data=(tmp_path / "a.nrrd").read_bytes()
   )
-  _, name, made = monai.answered(again)
+  _, name, made = slicer.answered(again)
   (tmp_path / name).write_bytes(made)
   labels = nibabel.load(tmp_path / name)
   np.testing.assert_allclose(labels.affine, affine)
@@ -227,7 +227,7 @@ def test_a_dicom_series_is_answered_on_its_own_grid(at, tmp_path, how):
       files={"file": ("series.zip", _zip(files))},
       timeout=20,
     )
-  said, name, made = monai.answered(monai.infer(at, query, told, name, data))
+  said, name, made = slicer.answered(slicer.infer(at, query, told, name, data))
   (tmp_path / name).write_bytes(made)
   labels = nibabel.load(tmp_path / name)
   # Columns, rows, slices, as other readers of series have them.
@@ -246,7 +246,7 @@ def test_a_series_gives_a_segmentation_of_its_frames(at, tmp_path):
   files, bright, _ = _series(tmp_path)
   session = _session(at, files)
   query = f"?session_id={session}&output=dicom_seg"
-  reply = monai.infer(at, query, TOLD, None)
+  reply = slicer.infer(at, query, TOLD, None)
   assert reply.status_code == 200, reply.text
   assert reply.headers["content-type"] == "application/dicom"
   found = highdicom.seg.segread(io.BytesIO(reply.content))
@@ -260,7 +260,7 @@ def test_a_series_gives_a_segmentation_of_its_frames(at, tmp_path):
   )
   np.testing.assert_array_equal(masks, bright)
   dark = {name: data for name, data in files.items() if name < "002.dcm"}
-  nothing = monai.infer(
+  nothing = slicer.infer(
     at, f"?session_id={_session(at, dark)}&output=dicom_seg", TOLD, None
   )
   assert nothing.status_code == 404
@@ -274,8 +274,8 @@ def test_a_file_of_many_frames_is_a_volume(at, tmp_path):
   )
   made = dicom_files.enhanced(datasets, range(len(datasets) - 1, -1, -1))
   path = dicom_files.save(made, tmp_path / "a.dcm")
-  reply = monai.infer(at, params=TOLD, name="a.dcm", data=path.read_bytes())
-  _, name, data = monai.answered(reply)
+  reply = slicer.infer(at, params=TOLD, name="a.dcm", data=path.read_bytes())
+  _, name, data = slicer.answered(reply)
   (tmp_path / name).write_bytes(data)
   found = np.asarray(nibabel.load(tmp_path / name).dataobj)
   np.testing.assert_array_equal(found, (labels == 2).transpose(2, 1, 0))
@@ -295,7 +295,7 @@ def test_a_damaged_series_is_refused_and_never_shortened(at, tmp_path):
   ):
     held = {**files, **damage}
     held = {name: data for name, data in held.items() if data is not None}
-    reply = monai.infer(at, f"?session_id={_session(at, held)}", TOLD, None)
+    reply = slicer.infer(at, f"?session_id={_session(at, held)}", TOLD, None)
     assert reply.status_code == 400, damage.keys()
     assert said in reply.text, reply.text
     assert "Doe" not in reply.text and "/tmp" not in reply.text
@@ -306,7 +306,7 @@ def test_volumes_are_bounded(at, tmp_path):
   nibabel.save(
     nibabel.Nifti1Image(np.zeros((40, 40, 40), np.uint8), None), path
   )
-  reply = monai.infer(at, params=TOLD, name="a.nii.gz", data=path.read_bytes())
+  reply = slicer.infer(at, params=TOLD, name="a.nii.gz", data=path.read_bytes())
   assert reply.status_code == 413
   # A header that announces what the file cannot hold.
   image = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.uint8), None)
@@ -314,7 +314,7 @@ def test_volumes_are_bounded(at, tmp_path):
   header["dim"][1:4] = 30_000
   data = header.binaryblock + bytes(4)
   for name in ("a.nii", "a.nii.gz"):
-    reply = monai.infer(at, params=TOLD, name=name, data=data)
+    reply = slicer.infer(at, params=TOLD, name=name, data=data)
     assert reply.status_code == 400, reply.text
 
 
@@ -325,15 +325,15 @@ def test_a_volume_gives_way_to_others_and_ends_with_its_client(tmp_path):
     params = {"params": (None, json.dumps(TOLD))}
     with pytest.raises(requests.Timeout):
       requests.post(
-        at.url + monai.INFER,
+        at.url + slicer.INFER,
         files={**params, "file": ("a.nii.gz", data)},
         timeout=0.4,
       )
-    _mask(monai.infer(at))  # long before its 18 slices
+    _mask(slicer.infer(at))  # long before its 18 slices
     served.until(lambda: any(line["status"] == 499 for line in at.log))
     count = len(assistant.texts)
     assert 1 < count < 18
-    _mask(monai.infer(at))
+    _mask(slicer.infer(at))
     assert len(assistant.texts) == count + 1
 
 
@@ -341,6 +341,6 @@ def test_too_many_volumes_are_told_to_come_again(tmp_path):
   data, _, _ = _volume(tmp_path)
   full = volume_jobs.Jobs(at_once=0, most_waiting=0)
   with served.running(volumes=full) as at:
-    reply = monai.infer(at, params=TOLD, name="a.nii", data=data)
+    reply = slicer.infer(at, params=TOLD, name="a.nii", data=data)
     assert reply.status_code == 429
     assert "Retry-After" in reply.headers

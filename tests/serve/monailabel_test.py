@@ -9,13 +9,13 @@ import zipfile
 
 import cv2
 import dicom_files
-import monai
 import nibabel
 import nrrd
 import numpy as np
 import pytest
 import requests
 import served
+import slicer
 import volume_files
 
 from rcmed_jax.serve import errors, payload, shelf
@@ -59,13 +59,13 @@ def test_a_session_holds_an_image_until_it_ends(at):
   url = f"{at.url}/session/{name}"
   assert requests.get(url, timeout=20).status_code == 200
   query = f"?image=x&session_id={name}"
-  said, _, data = monai.answered(monai.infer(at, query, name=None))
+  said, _, data = slicer.answered(slicer.infer(at, query, name=None))
   assert said["label_names"] == {"bright": 1}
   mask_IJ = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
   assert mask_IJ.shape == (32, 48)
   assert requests.delete(url, timeout=20).status_code == 200
   assert requests.get(url, timeout=20).status_code == 404
-  assert monai.infer(at, query, name=None).status_code == 404
+  assert slicer.infer(at, query, name=None).status_code == 404
   assert not list((at.app.folder / "shelf" / "sessions").iterdir())
 
 
@@ -74,7 +74,7 @@ def test_images_and_labels_are_kept(at):
   files = {"file": ("/home/jane/scan.png", served.png())}
   reply = requests.put(url + "?image=one", files=files, timeout=20)
   assert reply.json() == {"image": "one"}
-  said, _, _ = monai.answered(monai.infer(at, "?image=one", name=None))
+  said, _, _ = slicer.answered(slicer.infer(at, "?image=one", name=None))
   assert said["label_names"] == {"bright": 1}
   told = requests.post(at.url + "/activelearning/first", timeout=20).json()
   assert (told["id"], told["name"]) == ("one", "scan.png")
@@ -143,7 +143,7 @@ def test_ids_are_names_of_nodes_and_no_paths(at):
     url = f"{at.url}/datastore/?{query}"
     reply = requests.put(url, files=files, timeout=20)
     assert reply.json() == {"image": name}
-    assert monai.infer(at, f"?{query}", name=None).status_code == 200
+    assert slicer.infer(at, f"?{query}", name=None).status_code == 200
     held = requests.get(at.url + "/datastore/?output=all", timeout=20).json()
     assert name in held["objects"]
   made = [path.parent.parent for path in at.app.folder.rglob("tmpx1.png")]
@@ -334,12 +334,12 @@ def test_a_visit_by_3d_slicer_in_its_documented_order(at, tmp_path):
   assert client.ask("GET", f"/session/{session}")[0] == 200
   status, kind, body = client.form(
     "POST",
-    f"{monai.INFER}?image=6%3A+CT%2FThorax&session_id={session}",
+    f"{slicer.INFER}?image=6%3A+CT%2FThorax&session_id={session}",
     {"params": json.dumps(params)},
     {},
   )
   assert status == 200
-  parts = monai.parts(kind, body)
+  parts = slicer.parts(kind, body)
   names = json.loads(parts["params"][1])["label_names"]
   assert names == {"bright": 1}
   assert parts["image"][0] == "label.nrrd"
@@ -371,11 +371,11 @@ def test_a_visit_by_3d_slicer_in_its_documented_order(at, tmp_path):
   # The label map of the kept image is the same.
   status, kind, body = client.form(
     "POST",
-    f"{monai.INFER}?image=6%3A+CT%2FThorax",
+    f"{slicer.INFER}?image=6%3A+CT%2FThorax",
     {"params": json.dumps(params)},
     {},
   )
-  (tmp_path / "again.nrrd").write_bytes(monai.parts(kind, body)["image"][1])
+  (tmp_path / "again.nrrd").write_bytes(slicer.parts(kind, body)["image"][1])
   again, _ = nrrd.read(str(tmp_path / "again.nrrd"))
   np.testing.assert_array_equal(again, voxels)
   assert client.ask("DELETE", f"/session/{session}")[0] == 200

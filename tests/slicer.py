@@ -1,4 +1,4 @@
-"""Requests and replies of MONAI Label's protocol, by its contract."""
+"""What 3D Slicer sends and reads: MONAI Label's protocol, by its contract."""
 
 import email.parser
 import email.policy
