@@ -184,7 +184,7 @@ def _figure(reports: Mapping[str, plan_report.Report]) -> str:
   top = 1.2 * max([*counted, *(sent for _, sent, _ in compiled)])
 
   def x(count: int) -> float:
-    return 60 + 80 * (SIZES.index(count))
+    return 80 + 75 * SIZES.index(count)
 
   def y(sent: float) -> float:
     return 260 - 220 * sent / top
@@ -203,20 +203,25 @@ def _figure(reports: Mapping[str, plan_report.Report]) -> str:
     'stroke-width="2"/>',
   ]
   for count in SIZES:
-    parts.append(f'<text x="{x(count) - 9:.0f}" y="280">{count}</text>')
+    parts.append(
+      f'<text x="{x(count):.0f}" y="280" text-anchor="middle">{count}</text>'
+    )
   step = 10 ** len(str(int(top))) // 20
   for tick in range(0, int(top) + 1, step):
     parts.append(
       f'<text x="20" y="{y(tick) + 4:.1f}">{tick}</text><line x1="55" '
       f'x2="560" y1="{y(tick):.1f}" y2="{y(tick):.1f}" stroke="#ddd"/>'
     )
+  named = set()
   for count, sent, name in compiled:
+    below = 30 if count in named else 0  # two of one size
+    named.add(count)
     parts.append(
       f'<circle cx="{x(count):.0f}" cy="{y(sent):.1f}" r="4" fill="#d1242f"/>'
-      f'<text x="{x(count) - 30:.0f}" y="{y(sent) - 9:.1f}">'
-      f"{name.partition(' ')[0]}</text>"
+      f'<text x="{x(count):.0f}" y="{y(sent) - 9 + below:.1f}" '
+      f'text-anchor="middle">{name.partition(" ")[0]}</text>'
     )
-  parts.append('<text x="270" y="302">chips</text></svg>')
+  parts.append('<text x="305" y="302" text-anchor="middle">chips</text></svg>')
   return "\n".join(parts) + "\n"
 
 
