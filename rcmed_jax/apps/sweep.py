@@ -182,9 +182,13 @@ def _emit(
   told = ["sweep", f"--sweep={args.sweep}", f"--workdir={workdir}"]
   told += [f"--seeds={args.seeds}"]
   told += [
-    f"--{name}={getattr(args, name)}"
-    for name in ("index", "init", "mesh")
-    if getattr(args, name)
+    f"--{name}={value}"
+    for name, value in (
+      ("index", args.index),
+      ("from", args.source),
+      ("mesh", args.mesh),
+    )
+    if value
   ]
   told += flags
   name = args.name or sweep_emit.job_name(args.sweep)

@@ -72,7 +72,10 @@ def _attend_query(
   )
   bias_YX = rel_h_Y[:, None] + rel_w_X[None]
   scores_S = scores_S * scale + bias_YX.reshape(-1)
-  weights_S = jnp.exp(scores_S - scores_S.max())
+  # The largest score cancels out. It has no gradient, which would look for the
+  # score that equals it: one made again may be rounded otherwise.
+  most = jax.lax.stop_gradient(scores_S.max())
+  weights_S = jnp.exp(scores_S - most)
   out_H = jnp.einsum(
     "S,SH->H",
     weights_S.astype(v_SH.dtype),

@@ -103,7 +103,7 @@ def test_sweep_without_images_asks_for_them(tmp_path):
 
 
 def test_emitted_files_hold_every_run(told, tmp_path):
-  more = ["--config.train.steps=9", "--only", "none/seed1", "half"]
+  more = ["--config.train.steps=9", "--from=w", "--only", "none/seed1", "half"]
   for form, extra in (
     ("slurm", []),
     ("jobset", ["--image=i", "--accelerator=a", "--topology=2x2"]),
@@ -116,7 +116,8 @@ def test_emitted_files_hold_every_run(told, tmp_path):
       assert name in text
     assert "none/seed0" not in text
     assert f"--workdir={tmp_path}/out" in text
-    assert "--config.train.steps=9" in text and "--seeds=2" in text
+    for flag in ("--config.train.steps=9", "--seeds=2", "--from=w"):
+      assert flag in text
   assert yaml.safe_load(text)["metadata"]["name"] == "sweep-small"
   assert not (tmp_path / "out").exists()
 

@@ -176,10 +176,10 @@ def test_retry_after():
 
 def test_one_pace_for_all():
   with vlm_server.serve(once_then_well()) as running:
-    ask(running, 6, per_minute=1200)
+    ask(running, 6, per_minute=600)
   at = sorted(request.at_s for request in running.requests)
-  # A turn every 50 ms; requests may be late, but do not bunch before it.
-  assert at[-1] - at[0] >= 5 * 0.05 - 0.03
+  # A turn every 100 ms; the first may be late, but they do not bunch.
+  assert at[-1] - at[0] >= 5 * 0.1 - 0.2
 
 
 def test_the_key_goes_to_the_server_alone(caplog):
