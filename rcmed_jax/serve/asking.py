@@ -38,7 +38,7 @@ class Service:
     default_factory=lambda: asyncio.Semaphore(_AT_WORK)
   )
   volumes: volume_jobs.Jobs = dataclasses.field(
-    default_factory=lambda: volume_jobs.Jobs()
+    default_factory=volume_jobs.Jobs
   )
 
   async def work(self, what: Callable[[], Result]) -> Result:
