@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 import time
 
-from rcmed_jax.apps import answering, evaluate, runs, settings, train
+from rcmed_jax.apps import answering, evaluate, manifest, runs, settings, train
 from rcmed_jax.data import checks, phantoms
 
 
@@ -46,6 +46,9 @@ def main(argv: Sequence[str]) -> int:
     ),
   )
   run = runs.start(told, workdir)
+  manifest.add_start(
+    run.workdir, run.settings, ["demo", *argv], items=run.items
+  )
   print(f"demo: training in {workdir}")
   model = train.train(run)
 

@@ -53,7 +53,7 @@ def add_start(
   Args:
     workdir: of the run.
     told: its settings.
-    command: the arguments of `rcmed train`.
+    command: that trains, and its arguments: "train", "--workdir=runs/mine".
     source: the weights that it began from.
     allowed: settings that may differ from those that the run began with.
     items: what it trains on.
@@ -66,7 +66,7 @@ def add_start(
   text = settings.to_json(told)
   entry = {
     "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    "command": ["rcmed", "train", *command],
+    "command": ["rcmed", *command],
     "settings": hashlib.sha256(text.encode()).hexdigest(),
     "allowed": list(allowed),
     "from": source,

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
       lambda: manifest.add_start(
         run.workdir,
         run.settings,
-        argv,
+        ["train", *argv],
         source=args.source and str(args.source),
         allowed=args.allow,
         items=run.items,

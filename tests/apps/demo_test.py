@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rcmed_jax import cli
-from rcmed_jax.apps import answering, settings
+from rcmed_jax.apps import answering, manifest, settings
 from rcmed_jax.eval import temperature
 from rcmed_jax.serve.assistant import Question
 
@@ -52,6 +52,9 @@ def test_demo_leaves_a_run_with_report_and_curves(run):
   ]
   assert steps == [2, 4, 6]
   assert list((run / "tensorboard").glob("events*"))
+  start, *_ = manifest.read(run)
+  assert start["command"][:2] == ["rcmed", "demo"]
+  assert "liver" in start["tasks"]["computed tomography"]
 
 
 def test_demo_ends_with_its_line_and_can_be_repeated(run, capsys):

@@ -20,7 +20,9 @@ def told(tmp_path):
 def test_a_start_says_what_a_run_was_made_with(told, tmp_path):
   run = tmp_path / "run"
   run.mkdir()
-  entry = manifest.add_start(run, told, ["--workdir=run"], source="weights")
+  entry = manifest.add_start(
+    run, told, ["train", "--workdir=run"], source="weights"
+  )
   assert entry["command"] == ["rcmed", "train", "--workdir=run"]
   assert entry["from"] == "weights"
   assert entry["versions"]["rcmed-jax"] == rcmed_jax.__version__
