@@ -6,6 +6,7 @@ requests are handed over in the order of the records, chunk by chunk, and
 padding, if a model needs any, stays on its side.
 """
 
+import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import hashlib
@@ -95,9 +96,10 @@ def evaluate(
   records = iter(progress(evaluated))
   count = -(-len(evaluated) // config.chunk)
   for number in range(count):
-    chunk = list(itertools.islice(records, config.chunk))
+    chunk = itertools.islice(records, config.chunk)
     if number % parts == part and number not in scores:
       scores.add(number, _chunk(chunk, answers, world, gallery), gallery)
+    collections.deque(chunk, maxlen=0)  # scored before, or by another
   barrier()
   if part:
     return None
@@ -162,7 +164,7 @@ def _told(
 
 
 def _chunk(
-  records: Sequence[Sample],
+  records: Iterable[Sample],
   answers: Callable[[Iterable[Request]], Iterable[tuple[int, Answer]]],
   world: _World,
   gallery: overlays.Gallery,
@@ -198,7 +200,7 @@ def _chunk(
 
 
 def _stream(
-  records: Sequence[Sample], world: _World, tally: Tally
+  records: Iterable[Sample], world: _World, tally: Tally
 ) -> Iterator[Ask]:
   """All requests, one record in memory at a time."""
   for record in records:

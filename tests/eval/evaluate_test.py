@@ -383,14 +383,23 @@ def test_protocols_left_out_are_none(world, oracle, tmp_path):
 
 def test_progress_wraps_the_records(world, oracle, tmp_path):
   seen = []
+  at_answers = []
+  model = oracle(world)
 
   def progress(chosen):
     for record in chosen:
       seen.append(record.id)
       yield record
 
-  evaluate(world, oracle(world), CONFIG, tmp_path, progress=progress)
+  def answers(requests):
+    for answer in model(requests):
+      at_answers.append(len(seen))
+      yield answer
+
+  evaluate(world, answers, CONFIG, tmp_path, progress=progress)
   assert seen == [record.id for record in world]
+  # They are read as they are asked about, not all before.
+  assert at_answers[0] < len(world)
 
 
 def test_answers_that_do_not_fit_are_refused(world, oracle, tmp_path):
