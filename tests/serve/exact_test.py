@@ -12,7 +12,7 @@ import toy
 from rcmed_jax.apps import answering
 from rcmed_jax.data import phantoms, pipeline, readers, tokens
 from rcmed_jax.eval.evaluate import EvalConfig, evaluate
-from rcmed_jax.model import rcmed
+from rcmed_jax.model import int8, rcmed
 from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.parallel import rules
 from rcmed_jax.serve.assistant import Assistant, Question, Sampling
@@ -103,7 +103,8 @@ def test_devices_and_requests_under_way_change_no_byte(world, tmp_path):
 
 
 @pytest.mark.heavy
-def test_weights_in_parts_say_the_same_as_on_one_device(world):
+@pytest.mark.parametrize("in_int8", [False, True])
+def test_weights_in_parts_say_the_same_as_on_one_device(world, in_int8):
   """Told as it grows or not, greedy or drawn, after images were kept."""
   items, tokenizer, model = world
   graphdef, weights = nnx.split(model)
@@ -120,6 +121,8 @@ def test_weights_in_parts_say_the_same_as_on_one_device(world):
     held = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf, weights))
     if sizes is not None:
       held = answering._placed(held, meshes.make_mesh(sizes))
+    if in_int8:
+      int8.quantize(held)
     answers = Assistant(
       held,
       tokenizer,
