@@ -1,5 +1,6 @@
 """Pictures on the page, in a browser: asked about, seen, saved."""
 
+import dataclasses
 import io
 import json
 
@@ -134,6 +135,24 @@ def test_follow_ups_stay_with_the_image_and_absence_is_named(browser, at):
     assert "not found on this image" in page.locator("#targets").inner_text()
     assert page.locator("#targets input").count() == 0
     assert page.locator("#turns strong.absent").inner_text() == "bright"
+
+
+def test_where_words_and_mask_contradict_each_other_it_is_said(browser):
+  def doubtful(question):
+    there = served.bright(question)
+    (found,) = there.targets
+    denied = dataclasses.replace(found, present=False, mask_IJ=None, box=None)
+    return dataclasses.replace(there, targets=(denied,))
+
+  with (
+    served.running(served.Assistant(answer=doubtful)) as doubting,
+    browsing.page(browser, doubting.url + "/") as page,
+  ):
+    browsing.open_files(page, [("scan.png", served.png(picture()))])
+    browsing.ask(page, "Where is the light?")
+    said = page.locator("#turns .words").inner_text()
+    assert said.endswith("contains bright (said, but not found).")
+    assert "not found on this image" in page.locator("#targets").inner_text()
 
 
 def test_words_are_seen_while_they_are_said(browser, at):

@@ -85,7 +85,7 @@ export class Turn {
 
   _write(text, targets, { streaming = false, goTo = null } = {}) {
     const left = [...targets];
-    const made = pieces(text, { streaming }).map((piece) => {
+    const made = pieces(text, { streaming }).flatMap((piece) => {
       if (piece.kind === "text") return piece.text;
       const target = piece.target === null ? null : meant(piece, targets, left);
       if (target?.present) {
@@ -94,7 +94,10 @@ export class Turn {
           onclick: () => goTo(target),
         }, dot(target.colour), piece.text);
       }
-      return element("strong", { class: piece.kind }, piece.text);
+      const phrase = element("strong", { class: piece.kind }, piece.text);
+      // The words and the mask may contradict each other.
+      const note = target && element("small", {}, " (said, but not found)");
+      return note ? [phrase, note] : phrase;
     });
     this._words.replaceChildren(...made);
   }
