@@ -74,10 +74,7 @@ def load_assistant(
   tokenizer = tokens.Tokenizer(workdir / runs.TOKENIZER)
   folder = runs.converted(workdir)
   if folder is not None:
-    if averaged or best:
-      raise ValueError(
-        f"{folder} is converted, it has neither averaged nor best weights."
-      )
+    runs.refuse_choice(folder, averaged=averaged, best=best)
     arrays = torch_io.nested(store.read(folder).tensors)
     model = torch_io.build(told.model, arrays)
   else:
@@ -133,18 +130,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     action="store_true",
     help="hold the language model in 8 bits, a quarter of float32's memory",
   )
-  parser.add_argument(
-    "--averaged",
-    action="store_true",
-    help="answer with the averaged weights, which optimizer.average=0.999 "
-    "keeps",
-  )
-  parser.add_argument(
-    "--best",
-    action="store_true",
-    help="answer with the step that did best on the held-out set, which "
-    "train.keep_best=1 keeps, and not with the last",
-  )
+  runs.add_choice_flags(parser)
 
 
 def weights(args: argparse.Namespace) -> dict[str, Any]:

@@ -72,16 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     type=pathlib.Path,
     help="what import wrote, or the workdir of a run",
   )
-  writing.add_argument(
-    "--best",
-    action="store_true",
-    help="of a run the step that did best on its held-out set, not the last",
-  )
-  writing.add_argument(
-    "--averaged",
-    action="store_true",
-    help="the averaged weights of a run, which optimizer.average=0.999 keeps",
-  )
+  runs.add_choice_flags(writing)
   verify.add_parser(commands)
   for command, default in ((reading, "separate"), (writing, "merge")):
     command.add_argument("out", metavar="OUT", type=pathlib.Path)
@@ -139,10 +130,7 @@ def _export(args: argparse.Namespace, progress: stream.Progress) -> None:
     progress=progress,
   )
   if store.is_converted(path):
-    if args.averaged or args.best:
-      raise ValueError(
-        f"{path} is converted, it has neither averaged nor best weights."
-      )
+    runs.refuse_choice(path, averaged=args.averaged, best=args.best)
     held = store.read(path)
     files = {tensor.file for tensor in held.tensors.values()}
     write(

@@ -11,6 +11,7 @@ quarantine-P.jsonl  of process P, until process 0 takes them in
 The folder may be gs://BUCKET/RUN. All processes of a run see the same one.
 """
 
+import argparse
 from collections.abc import Sequence
 import dataclasses
 import difflib
@@ -199,6 +200,31 @@ def converted(workdir: str | os.PathLike[str]) -> pathlib.Path | None:
   if files.is_remote(workdir) or not store.is_converted(pathlib.Path(workdir)):
     return None
   return pathlib.Path(workdir)
+
+
+def add_choice_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds which of a run's weights are meant: --averaged and --best."""
+  parser.add_argument(
+    "--averaged",
+    action="store_true",
+    help="the averaged weights of a run, which optimizer.average=0.999 keeps",
+  )
+  parser.add_argument(
+    "--best",
+    action="store_true",
+    help="of a run the step that did best on its held-out set, which "
+    "train.keep_best=1 keeps, not the last",
+  )
+
+
+def refuse_choice(
+  folder: os.PathLike[str], *, averaged: bool, best: bool
+) -> None:
+  """Raises ValueError where a converted checkpoint is asked for such."""
+  if averaged or best:
+    raise ValueError(
+      f"{folder} is converted, it has neither averaged nor best weights."
+    )
 
 
 def recorded(workdir: str | os.PathLike[str]) -> settings.Settings:

@@ -18,7 +18,8 @@ def page(
   *,
   top: str = "",
   footer: str = "",
-  head: str = "",
+  style: str = "",
+  script: str = "",
 ) -> str:
   """The text of one HTML file.
 
@@ -26,13 +27,15 @@ def page(
     title: of the page, as text; so are `subtitle` and `footer`.
     sections: heading -> HTML; empty ones are left out.
     top: HTML before the sections.
-    head: HTML with the page's own styles and scripts.
+    style: CSS of the page's own, after the common one.
+    script: JavaScript of its own, likewise.
   """
   shown = {heading: body for heading, body in sections.items() if body}
   return string.Template(text_of("rcmed_jax.data", "web_page.html")).substitute(
     title=html.escape(title),
     subtitle=html.escape(subtitle),
-    head=head,
+    style=style,
+    script=script,
     links="".join(
       f'<a href="#{_anchor(heading)}">{html.escape(heading)}</a>'
       for heading in shown

@@ -146,7 +146,7 @@ def _page(
     top=_tiles(result),
     footer="Every mask that both runs scored is counted once. Intervals are "
     "95% intervals over images.",
-    head=report.head(),
+    style=report.style(),
   )
 
 

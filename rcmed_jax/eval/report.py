@@ -1,8 +1,8 @@
 """The report of an evaluation: one HTML file that needs nothing else.
 
 Styles, scripts, charts and pictures are inside, so that the file can be mailed
-or archived. `report_head.html` holds its own styles, `sections.py` writes what
-goes between.
+or archived. `report.css` and `report.js` are its own beside those of all pages,
+`sections.py` writes what goes between.
 """
 
 import collections
@@ -84,14 +84,15 @@ def write_report(
       top=sections.tiles(summary),
       footer="Scores are exact: every readable image is counted once. The "
       "intervals are 95% bootstrap intervals over images.",
-      head=head(),
+      style=style(),
+      script=web_page.text_of("rcmed_jax.eval", "report.js"),
     ),
   )
 
 
-def head() -> str:
-  """Returns the styles of charts and pictures, for the head of a page."""
-  return web_page.text_of("rcmed_jax.eval", "report_head.html")
+def style() -> str:
+  """Returns the styles of charts and pictures, for a page."""
+  return web_page.text_of("rcmed_jax.eval", "report.css")
 
 
 def read_curves(

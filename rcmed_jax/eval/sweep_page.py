@@ -50,7 +50,7 @@ def page(results: Results) -> str:
     sections,
     footer="Every run is an ordinary run with a report of its own, in "
     "CELL/seedN/report.",
-    head=report.head(),
+    style=report.style(),
   )
 
 

@@ -44,7 +44,7 @@ def write(out: pathlib.Path, report: Mapping[str, Any]) -> pathlib.Path:
     sections,
     top=_tiles(report),
     footer=_sums(counts),
-    head=page.head(),
+    style=page.style(),
   )
   return web_page.write(out / "index.html", made)
 

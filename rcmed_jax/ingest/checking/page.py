@@ -12,9 +12,9 @@ TALL = 16
 Cell = str | int | float | tuple[str, float]
 
 
-def head() -> str:
-  """The styles of tables and cards, for the head of a page."""
-  return web_page.text_of("rcmed_jax.ingest.checking", "page_head.html")
+def style() -> str:
+  """The styles of tables and cards, for a page."""
+  return web_page.text_of("rcmed_jax.ingest.checking", "page.css")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:

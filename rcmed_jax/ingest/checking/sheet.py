@@ -119,7 +119,7 @@ def write(
     sections,
     footer="Outlines are those of the masks; each class has a colour of its "
     "own within a picture.",
-    head=page.head(),
+    style=page.style(),
   )
   return web_page.write(path, made)
 
