@@ -157,7 +157,7 @@ def _add_segment(
     if service.log_prompts:
       request.state.prompt = text
 
-    # The job's own, so that nothing is removed under its hands.
+    # The folder is the job's, so that nothing is removed under its hands.
     def answer(on_slice: volume_jobs.OnSlice) -> volume_jobs.Files:
       with folder, errors.blaming("prompt"):
         scan = open_volume(path, text, looking, service)
