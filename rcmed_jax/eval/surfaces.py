@@ -35,6 +35,8 @@ import scipy.ndimage
 import scipy.spatial
 
 PERCENTILE = 95
+# Steps on the grid that are tried first, and how far they reach to a side.
+NEAR, REACH = 48, 4
 # 3 pixels of 0.1 mm are 0.30000000000000004 mm; they lie within 0.3 mm.
 SLACK = 1e-9
 # Elements of the grid per surface element from which a tree of points is
@@ -88,24 +90,29 @@ def compare(
   _check(pred, ref)
   tolerances = _checked_tolerances(tolerances)
   spacing_A = _checked_spacing(spacing_mm, pred.ndim)
-  pred_PA, ref_PA = _surface_PA(pred), _surface_PA(ref)
-  if len(pred_PA) and len(ref_PA):
-    sides = _distances(pred_PA, ref_PA, spacing_A)
+  steps = _near(spacing_A)
+  edges = _edges((pred, ref), margin_A=np.abs(steps[0]).max(axis=0))
+  places = [np.flatnonzero(edge) for edge in edges]
+  counts = [len(place_P) for place_P in places]
+  if all(counts):
+    sides = [
+      _distances(place_P, other, spacing_A, steps)
+      for place_P, other in zip(places, edges[::-1], strict=True)
+    ]
     hd95 = max(float(np.percentile(d_P, PERCENTILE)) for d_P in sides)
     within = tuple(
       sum(int(np.count_nonzero(d_P <= length * (1 + SLACK))) for d_P in sides)
       for length in tolerances
     )
   else:
-    both = len(pred_PA) == len(ref_PA)
-    hd95 = 0.0 if both else _diagonal(pred.shape, spacing_A)
+    hd95 = 0.0 if not any(counts) else _diagonal(pred.shape, spacing_A)
     within = (0,) * len(tolerances)
   return SurfaceScore(
     unit="px" if spacing_mm is None else "mm",
     tolerances=tolerances,
     within=within,
-    pred=len(pred_PA),
-    ref=len(ref_PA),
+    pred=counts[0],
+    ref=counts[1],
     hd95=hd95,
   )
 
@@ -129,37 +136,90 @@ def surface(mask: np.ndarray) -> np.ndarray:
   return mask & ~inner
 
 
-def _surface_PA(mask: np.ndarray) -> np.ndarray:
-  """Returns int[P, A], the places of a mask's surface elements on the grid."""
+def _near(spacing_A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns int[N, A], steps on the grid, and their lengths, shortest first.
+
+  No step that is left out is shorter than one of them.
+  """
+  sides = [2 * REACH + 1] * len(spacing_A)
+  offset_NA = np.indices(sides).reshape(len(spacing_A), -1).T - REACH
+  length_N = np.sqrt(((offset_NA * spacing_A) ** 2).sum(axis=1))
+  order_N = np.argsort(length_N, kind="stable")[:NEAR]
+  order_N = order_N[length_N[order_N] < (REACH + 1) * spacing_A.min()]
+  return offset_NA[order_N], length_N[order_N]
+
+
+def _edges(
+  masks: Sequence[np.ndarray], margin_A: np.ndarray
+) -> list[np.ndarray]:
+  """Returns bool: the surfaces, in a box around both and an empty margin."""
+  boxes = [_box_A2(mask) for mask in masks]
+  filled = [box_A2 for box_A2 in boxes if box_A2 is not None]
+  if not filled:
+    return [np.zeros([0] * mask.ndim, bool) for mask in masks]
+  low_A = np.min(filled, axis=0)[:, 0] - margin_A
+  shape_A = np.max(filled, axis=0)[:, 1] + margin_A - low_A
+  edges = [np.zeros(shape_A, bool) for _ in masks]
+  for mask, edge, box_A2 in zip(masks, edges, boxes, strict=True):
+    if box_A2 is not None:
+      part = mask[tuple(slice(*bounds) for bounds in box_A2)]
+      moved_A2 = box_A2 - low_A[:, None]
+      edge[tuple(slice(*bounds) for bounds in moved_A2)] = surface(part)
+  return edges
+
+
+def _box_A2(mask: np.ndarray) -> np.ndarray | None:
+  """Returns int[A, 2]: from and to where there is any of it; None: nowhere."""
   bounds = []
   for axis in range(mask.ndim):
     others = tuple(other for other in range(mask.ndim) if other != axis)
     filled = np.flatnonzero(mask.any(axis=others))
     if not filled.size:
-      return np.zeros((0, mask.ndim), np.int64)
-    bounds.append((int(filled[0]), int(filled[-1]) + 1))
-  box = mask[tuple(slice(low, high) for low, high in bounds)]
-  return np.argwhere(surface(box)) + [low for low, _ in bounds]
+      return None
+    bounds.append((filled[0], filled[-1] + 1))
+  return np.array(bounds)
 
 
 def _distances(
-  pred_PA: np.ndarray, ref_PA: np.ndarray, spacing_A: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns float64[P] each: from pred to the nearest of ref, and back.
+  from_P: np.ndarray,
+  edge: np.ndarray,
+  spacing_A: np.ndarray,
+  steps: tuple[np.ndarray, np.ndarray],
+) -> np.ndarray:
+  """Returns float64[P] in no order: from each place to the nearest of an edge.
 
-  By a tree of the points or by a distance transform of the joint box,
-  whichever is faster; both are exact.
+  Most masks lie close to each other: what meets the edge within the `steps` of
+  `_near` is found step by step, all at once. For the rest there is a tree of
+  points or a distance transform. All are exact.
+
+  Args:
+    from_P: places in the grid of `edge` as one row, in which a step is a
+      number; the margin keeps them on it.
   """
-  low_A = np.minimum(pred_PA.min(axis=0), ref_PA.min(axis=0))
-  high_A = np.maximum(pred_PA.max(axis=0), ref_PA.max(axis=0)) + 1
-  elements = math.prod((high_A - low_A).tolist())
-  if TREE_FROM * (len(pred_PA) + len(ref_PA)) <= elements:
-    nearest = _by_tree
+  there, stride_A = edge.reshape(-1), np.array(edge.strides)
+  left_P, found = from_P, []
+  for offset_A, length in zip(*steps, strict=True):
+    missed_P = ~there.take(left_P + offset_A @ stride_A)
+    before, left_P = len(left_P), left_P.compress(missed_P)
+    found.append(np.full(before - len(left_P), length))
+    if not len(left_P):
+      break
   else:
-    nearest = _by_transform
-  return nearest(pred_PA, ref_PA, spacing_A), nearest(
-    ref_PA, pred_PA, spacing_A
-  )
+    left_PA = np.stack(np.unravel_index(left_P, edge.shape), axis=1)
+    to = np.unravel_index(np.flatnonzero(edge), edge.shape)
+    found.append(_far(left_PA, np.stack(to, axis=1), spacing_A))
+  return np.concatenate(found)
+
+
+def _far(
+  from_PA: np.ndarray, to_PA: np.ndarray, spacing_A: np.ndarray
+) -> np.ndarray:
+  """Returns float64[P]: to the nearest point, the faster way."""
+  low_A = np.minimum(from_PA.min(axis=0), to_PA.min(axis=0))
+  high_A = np.maximum(from_PA.max(axis=0), to_PA.max(axis=0)) + 1
+  elements = math.prod((high_A - low_A).tolist())
+  dense = TREE_FROM * (len(from_PA) + len(to_PA)) > elements
+  return (_by_transform if dense else _by_tree)(from_PA, to_PA, spacing_A)
 
 
 def _by_tree(
