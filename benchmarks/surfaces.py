@@ -144,6 +144,9 @@ def _cases() -> Iterator[tuple[str, np.ndarray, np.ndarray, tuple[float, ...]]]:
   again_IJ = cv2.GaussianBlur(smooth_IJ, (0, 0), 3)
   yield f"{SIDE}²: ragged all over", smooth_IJ > 0, again_IJ > 0, SPACING_IJ
   yield f"{SIDE}²: noise", noise_IJ > 0.5, noise_IJ < -0.5, SPACING_IJ
+  left_IJ, right_IJ = noise_IJ > 0.5, noise_IJ > 0.5
+  left_IJ[:, SIDE // 2 :], right_IJ[:, : SIDE // 2] = False, False
+  yield f"{SIDE}²: noise beside noise", left_IJ, right_IJ, SPACING_IJ
   size = "x".join(map(str, VOLUME))
   for name, pred, ref in (
     ("a heart", ((18, 128, 128), (9, 40, 35)), ((18, 126, 131), (8, 42, 34))),
