@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rcmed_jax.eval.metrics import bootstrap, interval, mean, share
+from rcmed_jax.eval import resampling
+from rcmed_jax.eval.metrics import mean, share
 from rcmed_jax.eval.rows import MaskScore, Named
 
 
@@ -22,10 +23,17 @@ class Aggregate:
   iou: float  # mean over masks
   ciou: float  # pooled over pixels: sum of inter / sum of union
   box_iou: float  # mean over masks
-  nsd: float  # mean over masks, each at its task's tolerance
-  hd95_mm: float | None  # mean over masks of known spacing; None: there is none
-  hd95_px: float | None  # mean over the others
-  dice_low: float | None  # 95% interval of dice; None without bootstrap
+  # Of surfaces in millimetres, where spacing and tolerance are known, and in
+  # pixels: never averaged together. None where there is no such mask.
+  masks_mm: int
+  masks_px: int
+  nsd_mm: float | None  # mean over masks, each at its task's tolerance
+  nsd_px: float | None
+  hd95_mm: float | None  # mean over masks
+  hd95_px: float | None
+  dice_low: (
+    float | None
+  )  # 95% interval of dice; None where `resampling` has none
   dice_high: float | None
 
 
@@ -61,17 +69,14 @@ def aggregate(
   groups: dict[Any, list[MaskScore]] = {}
   for score in scores:
     groups.setdefault(by(score), []).append(score)
-  means_KG = bootstrap(
+  drawn = resampling.resample(
     [score.counts.dice for score in scores],
     [score.record for score in scores],
     [by(score) for score in scores],
     draws=draws,
     seed=seed,
   )
-  return {
-    key: _row(groups[key], *interval(means_KG[:, place]))
-    for place, key in enumerate(sorted(groups))
-  }
+  return {key: _row(groups[key], *drawn.interval(key)) for key in drawn.groups}
 
 
 def recognition(answers: Sequence[Named]) -> Recognition:
@@ -129,14 +134,20 @@ def _row(
     iou=mean(score.counts.iou for score in scores),
     ciou=share(inter, union),
     box_iou=mean(score.box_iou for score in scores),
-    nsd=mean(score.nsd for score in scores),
-    hd95_mm=_distance(scores, "mm"),
-    hd95_px=_distance(scores, "px"),
+    masks_mm=sum(score.unit == "mm" for score in scores),
+    masks_px=sum(score.unit == "px" for score in scores),
+    nsd_mm=_in(scores, "mm", lambda score: score.nsd),
+    nsd_px=_in(scores, "px", lambda score: score.nsd),
+    hd95_mm=_in(scores, "mm", lambda score: score.hd95),
+    hd95_px=_in(scores, "px", lambda score: score.hd95),
     dice_low=low,
     dice_high=high,
   )
 
 
-def _distance(scores: Sequence[MaskScore], unit: str) -> float | None:
-  found = [score.hd95 for score in scores if score.unit == unit]
+def _in(
+  scores: Sequence[MaskScore], unit: str, of: Callable[[MaskScore], float]
+) -> float | None:
+  """Returns the mean of a number over the masks of one unit."""
+  found = [of(score) for score in scores if score.unit == unit]
   return mean(found) if found else None

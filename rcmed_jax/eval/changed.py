@@ -4,7 +4,7 @@ import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rcmed_jax.eval import metrics
+from rcmed_jax.eval import metrics, resampling
 from rcmed_jax.eval.metrics import share
 from rcmed_jax.eval.protocols import EvalConfig
 from rcmed_jax.eval.rows import PLAIN, Control, Phrase, Tally
@@ -33,14 +33,7 @@ def _paired(
   dice = [row.dice or 0.0 for row in rows]
   normal = [named[row.record, row.target] for row in rows]
   drops = [before - after for before, after in zip(normal, dice, strict=True)]
-  means_KG = metrics.bootstrap(
-    drops,
-    [row.record for row in rows],
-    ["all"] * len(rows),
-    draws=config.bootstrap,
-    seed=config.seed,
-  )
-  low, high = metrics.interval(means_KG[:, 0])
+  low, high = _interval(drops, rows, config)
   return {
     "targets": len(rows),
     "images": len({row.record for row in rows}),
@@ -82,14 +75,7 @@ def phrases(tally: Tally, config: EvalConfig) -> dict[str, Any]:
   for kind, rows in sorted(kinds.items()):
     own = [plain[row.record, row.name] for row in rows]
     drops = [a.dice - b.dice for a, b in zip(own, rows, strict=True)]
-    means_KG = metrics.bootstrap(
-      drops,
-      [row.record for row in rows],
-      [kind] * len(rows),
-      draws=config.bootstrap,
-      seed=config.seed,
-    )
-    low, high = metrics.interval(means_KG[:, 0])
+    low, high = _interval(drops, rows, config)
     table[kind] = {
       "targets": len(rows),
       "name_dice": metrics.mean(row.dice for row in own),
@@ -102,3 +88,18 @@ def phrases(tally: Tally, config: EvalConfig) -> dict[str, Any]:
       "example": f"{rows[0].name} -> {rows[0].phrase}",
     }
   return table
+
+
+def _interval(
+  drops: Sequence[float],
+  rows: Sequence[Control | Phrase],
+  config: EvalConfig,
+) -> resampling.Interval:
+  """Returns the 95% interval of the mean drop, over images."""
+  return resampling.resample(
+    drops,
+    [row.record for row in rows],
+    [""] * len(rows),
+    draws=config.bootstrap,
+    seed=config.seed,
+  ).macro()

@@ -7,8 +7,8 @@ from resampling images, and each image enters a test once.
   macro   mean over tasks of the mean over a task's masks
   micro   mean over masks
 
-Interval: paired bootstrap over images. A draw that misses a task averages the
-others. The percentiles are widened for few images, see `_interval`.
+Interval: paired bootstrap over images, see `resampling`; none where a task has
+too few.
 
 Test: Wilcoxon's signed ranks of the images' differences, two-sided. Images
 without a difference are left out, as Wilcoxon did; equal differences share
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from rcmed_jax.eval import metrics
+from rcmed_jax.eval import metrics, resampling
 from rcmed_jax.eval.pairing import Pair
 from rcmed_jax.eval.tasks import Task
 
@@ -44,13 +44,13 @@ EXACT, EXACT_TIED = 50, 13
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class Change:
   """A mean Dice of both runs, and its difference."""
 
   a: float
   b: float
   difference: float  # b - a
-  low: float | None  # 95% interval of the difference; None: not resampled
+  low: float | None  # 95% interval of the difference; None: there is none
   high: float | None
 
 
@@ -74,7 +74,7 @@ class TaskResult:
 
   task: Task
   masks: int
-  dice: Estimate
+  dice: Change
   signs: Signs
   holm: float  # p corrected for the number of tasks
   outcome: str  # win, loss: B is better, worse, at ALPHA; tie: not shown
@@ -86,8 +86,8 @@ class Comparison:
 
   images: int
   masks: int
-  macro: Estimate
-  micro: Estimate
+  macro: Change
+  micro: Change
   signs: Signs  # of the images' mean differences
   tasks: tuple[TaskResult, ...]
   draws: int
@@ -122,21 +122,23 @@ def compare(
   images = [pair.record for pair in pairs]
   names = [pair.task for pair in pairs]
   difference_N = _differences(pairs)
-  settings = {"draws": draws if len(set(images)) > 1 else 0, "seed": seed}
-  values = difference_N.tolist()
-  by_task_KG = metrics.bootstrap(values, images, names, **settings)
-  all_K1 = metrics.bootstrap(values, images, [""] * len(pairs), **settings)
-  tasks = _tasks(pairs, by_task_KG)
+  by_task, whole = (
+    resampling.resample(
+      difference_N.tolist(), images, groups, draws=draws, seed=seed
+    )
+    for groups in (names, [""] * len(pairs))
+  )
+  tasks = _tasks(pairs, by_task)
   return Comparison(
     images=len(set(images)),
     masks=len(pairs),
-    macro=Estimate(
+    macro=Change(
       metrics.mean(row.dice.a for row in tasks),
       metrics.mean(row.dice.b for row in tasks),
       metrics.mean(row.dice.difference for row in tasks),
-      *_interval(np.nanmean(by_task_KG, axis=1), len(set(images))),
+      *by_task.macro(),
     ),
-    micro=_mean(pairs, all_K1[:, 0]),
+    micro=_mean(pairs, whole.macro()),
     signs=signs(_by_image(images, difference_N)),
     tasks=tasks,
     draws=draws,
@@ -192,9 +194,9 @@ def holm(p_N: Sequence[float]) -> list[float]:
 
 
 def _tasks(
-  pairs: Sequence[Pair], by_task_KG: np.ndarray
+  pairs: Sequence[Pair], by_task: resampling.Draws
 ) -> tuple[TaskResult, ...]:
-  """Returns the tasks in sorted order, that of the columns."""
+  """Returns the tasks in sorted order."""
   groups: dict[Task, list[Pair]] = {}
   for pair in pairs:
     groups.setdefault(pair.task, []).append(pair)
@@ -210,7 +212,7 @@ def _tasks(
   corrected = holm([row.p for row in found])
   rows = []
   for place, task in enumerate(tasks):
-    dice = _mean(groups[task], by_task_KG[:, place])
+    dice = _mean(groups[task], by_task.interval(task))
     rows.append(
       TaskResult(
         task=task,
@@ -224,7 +226,7 @@ def _tasks(
   return tuple(rows)
 
 
-def _outcome(dice: Estimate, found: Signs, p: float) -> str:
+def _outcome(dice: Change, found: Signs, p: float) -> str:
   """A win or loss only where mean and ranks point the same way."""
   if p > ALPHA or dice.difference * found.rank_biserial <= 0:
     return "tie"
@@ -259,30 +261,10 @@ def _by_image(images: Sequence[str], difference_N: np.ndarray) -> np.ndarray:
   return np.bincount(image_N, difference_N) / np.bincount(image_N)
 
 
-def _mean(pairs: Sequence[Pair], draws_K: np.ndarray) -> Estimate:
-  return Estimate(
+def _mean(pairs: Sequence[Pair], interval: resampling.Interval) -> Change:
+  return Change(
     metrics.mean(pair.a for pair in pairs),
     metrics.mean(pair.b for pair in pairs),
     float(np.mean(_differences(pairs))),
-    *_interval(draws_K, len({pair.record for pair in pairs})),
+    *interval,
   )
-
-
-def _interval(
-  draws_K: np.ndarray, images: int
-) -> tuple[float | None, float | None]:
-  """Returns the 95% interval of resampled means of this many images.
-
-  Resampled means vary too little, by sqrt((n - 1) / n), and the normal's tails
-  are too thin, where Student's are right for a mean. So the percentiles are not
-  2.5 and 97.5 but those of a normal at -+ t(0.975, n - 1) sqrt(n / (n - 1)):
-  2.2 for 60 images, 0.9 for 10. One image resampled is itself: no interval.
-
-  Source: Hesterberg, The American Statistician 2015, "expanded percentile".
-  """
-  if images < 2 or not draws_K.size:
-    return None, None
-  t = stats.t.ppf(0.975, images - 1) * np.sqrt(images / (images - 1))
-  tail = 100 * float(stats.norm.cdf(-t))
-  low, high = np.nanpercentile(draws_K, (tail, 100 - tail))
-  return float(low), float(high)

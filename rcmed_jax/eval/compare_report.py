@@ -17,8 +17,8 @@ from rcmed_jax.eval.compare import (
   ALPHA,
   EXACT,
   EXACT_TIED,
+  Change,
   Comparison,
-  Estimate,
   TaskResult,
 )
 from rcmed_jax.eval.pairing import Key, Pairing
@@ -238,7 +238,7 @@ def _row(row: TaskResult, scale: float) -> str:
   )
 
 
-def _bar(dice: Estimate, scale: float) -> str:
+def _bar(dice: Change, scale: float) -> str:
   """Returns a bar from the middle, to the right where B is higher."""
 
   def across(value: float) -> float:
@@ -284,7 +284,7 @@ def _only(name: str, keys: Sequence[Key]) -> str:
   )
 
 
-def _span(row: Estimate) -> str:
+def _span(row: Change) -> str:
   if row.low is None or row.high is None:
     return "no interval"
   return f"{verdict.signed(row.low)} to {verdict.signed(row.high)}"

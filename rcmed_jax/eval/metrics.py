@@ -1,13 +1,11 @@
-"""Numbers: from two masks to integers, from values to means and intervals.
+"""Numbers: from two masks to integers, from values to means.
 
 A mask is scored once, as three integers (`Counts`); every ratio and every
-average is derived from them in float64. Intervals come from resampling whole
-images, because the masks of one image are not independent.
+average is derived from them in float64. Intervals are in `resampling`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +13,6 @@ from rcmed_jax.data import images
 from rcmed_jax.eval import boxes
 
 EPSILON = 1e-7  # of Dice, as in the release
-INTERVAL = (2.5, 97.5)  # percentiles of the bootstrap
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,49 +66,6 @@ def box_iou(pred_IJ: np.ndarray, ref_IJ: np.ndarray) -> float:
   return boxes.iou(pred, ref)
 
 
-def bootstrap(
-  values: Sequence[float],
-  images: Sequence[str],
-  groups: Sequence[Any],
-  *,
-  draws: int,
-  seed: int,
-) -> np.ndarray:
-  """Returns each group's mean value in each resampling of the images.
-
-  A draw takes as many images as there are, with replacement, and all the
-  values of each. One seed means the same images for every grouping.
-
-  Args:
-    values: one number per mask.
-    images: the image of each mask.
-    groups: the group of each mask.
-
-  Returns:
-    float64[draws, groups], groups sorted; NaN where a draw misses a group.
-  """
-  values_N = np.array(values, np.float64)
-  image_N, image_count = _places(images)
-  group_N, group_count = _places(groups)
-  random = np.random.default_rng(seed)
-  means_KG = np.full((draws, group_count), np.nan)
-  for means_G in means_KG:
-    drawn = random.integers(0, image_count, image_count)
-    weight_N = np.bincount(drawn, minlength=image_count)[image_N]
-    total_G = np.bincount(group_N, weight_N * values_N, group_count)
-    weight_G = np.bincount(group_N, weight_N, group_count)
-    np.divide(total_G, weight_G, out=means_G, where=weight_G > 0)
-  return means_KG
-
-
-def interval(means_K: np.ndarray) -> tuple[float | None, float | None]:
-  """Returns the 95% interval of resampled means; None without resamplings."""
-  if not means_K.size:
-    return None, None
-  low, high = np.nanpercentile(means_K, INTERVAL)
-  return float(low), float(high)
-
-
 def share(part: int | float, whole: int) -> float:
   """Returns part / whole; 1 where there was nothing to get wrong."""
   return part / whole if whole else 1.0
@@ -120,9 +74,3 @@ def share(part: int | float, whole: int) -> float:
 def mean(values: Iterable[float]) -> float:
   """Returns the mean of at least one number."""
   return float(np.mean(np.fromiter(values, np.float64)))
-
-
-def _places(keys: Sequence[Any]) -> tuple[np.ndarray, int]:
-  """Returns each key's place among the sorted distinct keys; how many."""
-  places = {key: place for place, key in enumerate(sorted(set(keys)))}
-  return np.array([places[key] for key in keys]), len(places)

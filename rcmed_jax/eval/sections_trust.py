@@ -122,12 +122,12 @@ def groups(summary: Summary) -> str:
     "kind": "By kind of target",
     "cancer": "By type of cancer",
   }
-  means = ("tasks", "masks", "dice", "iou", "nsd")
+  means = ("tasks", "masks", "dice", "iou", "nsd_mm", "nsd_px")
   return "".join(
     tables.fold(
       title,
       tables.plain(
-        ["Group", "Tasks", "Masks", "Dice", "IoU", "NSD"],
+        ["Group", "Tasks", "Masks", "Dice", "IoU", "NSD, mm", "NSD, px"],
         [
           (name, *(row[key] for key in means))
           for name, row in found[grouping].items()

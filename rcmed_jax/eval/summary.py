@@ -14,6 +14,7 @@ from rcmed_jax.eval import (
   confidence,
   instances,
   metrics,
+  resampling,
   wording,
 )
 from rcmed_jax.eval.overlays import Gallery, Sample
@@ -21,6 +22,11 @@ from rcmed_jax.eval.protocols import EvalConfig
 from rcmed_jax.eval.registry import Registry
 from rcmed_jax.eval.rows import MaskScore, Quarantined, Tally
 from rcmed_jax.eval.tasks import Task
+
+# Numbers of surfaces, by unit.
+SURFACES = (
+  *("masks_mm", "masks_px", "nsd_mm", "nsd_px", "hd95_mm", "hd95_px"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,9 +122,7 @@ def _tables(
     "dice_low": overall["dice_low"],
     "dice_high": overall["dice_high"],
     "box_iou": overall["box_iou"],
-    "nsd": overall["nsd"],
-    "hd95_mm": overall["hd95_mm"],
-    "hd95_px": overall["hd95_px"],
+    **{name: overall[name] for name in SURFACES},
     "macro": {
       "dice": metrics.mean(row["dice"] for row in by_task.values()),
       "dice_low": low,
@@ -154,16 +158,15 @@ def _tables(
 
 def _macro_interval(
   masks: Sequence[MaskScore], config: EvalConfig
-) -> tuple[float | None, float | None]:
+) -> resampling.Interval:
   """Returns the 95% interval of the mean Dice over tasks."""
-  means_KG = metrics.bootstrap(
+  return resampling.resample(
     [score.counts.dice for score in masks],
     [score.record for score in masks],
     [score.task for score in masks],
     draws=config.bootstrap,
     seed=config.seed,
-  )
-  return metrics.interval(np.nanmean(means_KG, axis=1))
+  ).macro()
 
 
 def _histogram(values: Iterable[float]) -> list[int]:
@@ -174,21 +177,27 @@ def _histogram(values: Iterable[float]) -> list[int]:
 def _groups(
   by_task: Mapping[Task, Mapping[str, Any]], registry: Registry
 ) -> dict[str, dict[str, dict[str, Any]]]:
-  """Grouping -> group -> the mean over its tasks."""
+  """Grouping -> group -> the mean over its tasks that have the number."""
   return {
     grouping: {
       group: {
         "tasks": len(tasks),
         "masks": sum(by_task[task]["masks"] for task in tasks),
         **{
-          name: metrics.mean(by_task[task][name] for task in tasks)
-          for name in ("dice", "iou", "nsd")
+          name: _mean_of(by_task[task][name] for task in tasks)
+          for name in ("dice", "iou", "nsd_mm", "nsd_px")
         },
       }
       for group, tasks in groups.items()
     }
     for grouping, groups in registry.groups(by_task).items()
   }
+
+
+def _mean_of(values: Iterable[float | None]) -> float | None:
+  """Returns the mean of what is there; None where nothing is."""
+  there = [value for value in values if value is not None]
+  return metrics.mean(there) if there else None
 
 
 def _box_ap(tally: Tally) -> dict[str, Any]:

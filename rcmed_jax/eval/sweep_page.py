@@ -153,7 +153,11 @@ def _verdict(one: Estimate) -> str:
     and one.seeds_high is not None
     and (one.seeds_low > 0 or one.seeds_high < 0)
   )
-  images = one.images_low > 0 or one.images_high < 0
+  images = (
+    one.images_low is not None
+    and one.images_high is not None
+    and (one.images_low > 0 or one.images_high < 0)
+  )
   if seeds and images:
     return "by both"
   return "by seeds alone" if seeds else "by images alone" if images else "no"

@@ -70,10 +70,13 @@ def _row(
   y = top + BAR
   parts = [
     f'<text x="2" y="{top + NAME}">{html.escape(_short(cell))}</text>',
-    f'<line x1="{across(one.images_low):.1f}" '
-    f'x2="{across(one.images_high):.1f}" y1="{y:.1f}" y2="{y:.1f}" '
-    'stroke="var(--accent)" stroke-width="9" stroke-opacity=".3"/>',
   ]
+  if one.images_low is not None and one.images_high is not None:
+    parts.append(
+      f'<line x1="{across(one.images_low):.1f}" '
+      f'x2="{across(one.images_high):.1f}" y1="{y:.1f}" y2="{y:.1f}" '
+      'stroke="var(--accent)" stroke-width="9" stroke-opacity=".3"/>'
+    )
   if one.seeds_low is not None and one.seeds_high is not None:
     parts.append(
       f'<line x1="{across(one.seeds_low):.1f}" '

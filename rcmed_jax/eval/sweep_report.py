@@ -12,7 +12,7 @@ import statistics
 from typing import Any
 
 from rcmed_jax.eval import report, sweep_page, sweep_scores, sweep_text
-from rcmed_jax.eval.sweep_scores import Comparison, Estimate
+from rcmed_jax.eval.sweep_scores import Estimate, SweepScores
 from rcmed_jax.eval.sweep_text import Results, Run, Told
 
 # Digits of numbers in sweep.json: more than any interval deserves, and fewer
@@ -22,7 +22,7 @@ DIGITS = 6
 
 def write(
   out: pathlib.Path, runs: Sequence[Run], told: Told, *, split: str
-) -> Comparison:
+) -> SweepScores:
   """Writes the three files and returns what they say.
 
   Args:

@@ -15,7 +15,14 @@ Two intervals say how far a cell's mean could be off, each for another reason:
           runs meet the same resampled images, so that differences are paired.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+  Hashable,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
+  Set,
+)
 import dataclasses
 import json
 import math
@@ -23,9 +30,9 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from scipy import sparse, stats
+from scipy import stats
 
-from rcmed_jax.eval import metrics
+from rcmed_jax.eval import metrics, resampling
 
 SCORES = ("dice", "iou", "recognition", "absent", "false_rejection")
 
@@ -33,10 +40,7 @@ SCORES = ("dice", "iou", "recognition", "absent", "false_rejection")
 LOWER = frozenset({"false_rejection"})
 
 DRAWS = 1000  # resamplings of the images, as in an evaluation's report
-LEVEL = 0.95
-
-# Resamplings whose weights are held at once: 100 of 100,000 images are 80 MB.
-_CHUNK = 100
+LEVEL = resampling.LEVEL
 
 # One answer: its image, its group, and what it counts, 0..1.
 Answer = tuple[str, Hashable, float]
@@ -50,12 +54,14 @@ class Estimate:
   mean: float  # over seeds
   seeds_low: float | None  # 95%, Student's t; None with one seed
   seeds_high: float | None
-  images_low: float  # 95%, bootstrap over images, the mean over seeds
-  images_high: float
+  # 95%, bootstrap over images, the mean over seeds; None where a group has too
+  # few images, see `resampling`.
+  images_low: float | None
+  images_high: float | None
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class SweepScores:
   """All runs together."""
 
   images: int  # in every run
@@ -95,7 +101,7 @@ def compare(
   *,
   draws: int = DRAWS,
   seed: int = 0,
-) -> Comparison:
+) -> SweepScores:
   """The estimates of all cells, and their differences to the baseline.
 
   Args:
@@ -106,27 +112,27 @@ def compare(
   A score that a run has no answers for is left out of its cell.
   """
   images, left_out = _images(runs.values())
-  places = {image: place for place, image in enumerate(images)}
+  known = set(images)
   cells: dict[str, dict[str, Estimate]] = {}
   differences: dict[str, dict[str, Estimate]] = {}
   for score in SCORES:
     means = {
-      run: _resampled(answers.get(score, ()), places, draws, seed)
+      run: _resampled(answers.get(score, ()), known, draws, seed)
       for run, answers in runs.items()
     }
-    by_cell: dict[str, dict[int, np.ndarray]] = {}
-    for (cell, number), mean_K in means.items():
-      if mean_K is not None:
-        by_cell.setdefault(cell, {})[number] = mean_K
+    by_cell: dict[str, dict[int, _Score]] = {}
+    for (cell, number), one in means.items():
+      if one is not None:
+        by_cell.setdefault(cell, {})[number] = one
     base = by_cell.get(baseline, {})
     for cell, by_seed in by_cell.items():
       cells.setdefault(cell, {})[score] = _estimate(by_seed)
       common = sorted(by_seed.keys() & base.keys())
       if cell != baseline and common:
         differences.setdefault(cell, {})[score] = _estimate(
-          {number: by_seed[number] - base[number] for number in common}
+          {number: by_seed[number].minus(base[number]) for number in common}
         )
-  return Comparison(len(images), left_out, cells, differences)
+  return SweepScores(len(images), left_out, cells, differences)
 
 
 def student(values: Sequence[float]) -> tuple[float | None, float | None]:
@@ -149,21 +155,40 @@ def breadth(runs: int) -> float:
   return quantile / math.sqrt(runs)
 
 
-def _estimate(by_seed: Mapping[int, np.ndarray]) -> Estimate:
-  """From each run's score: [0] as it is, [1:] on resampled images."""
-  values = {number: float(by_seed[number][0]) for number in sorted(by_seed)}
+@dataclasses.dataclass(frozen=True)
+class _Score:
+  """A run's score, or a difference of two."""
+
+  mean: float
+  mean_K: np.ndarray  # on resampled images
+  worth: float  # images; see `resampling.worth`
+  drawn: int
+
+  def minus(self, other: "_Score") -> "_Score":
+    return _Score(
+      self.mean - other.mean,
+      self.mean_K - other.mean_K,
+      min(self.worth, other.worth),
+      self.drawn,
+    )
+
+
+def _estimate(by_seed: Mapping[int, _Score]) -> Estimate:
+  values = {number: by_seed[number].mean for number in sorted(by_seed)}
   low, high = student(list(values.values()))
-  pooled_K = np.mean(
-    [by_seed[number][1:] for number in sorted(by_seed)], axis=0
+  scores = [by_seed[number] for number in values]
+  images_low, images_high = resampling.interval(
+    np.mean([one.mean_K for one in scores], axis=0),
+    min(one.worth for one in scores),
+    scores[0].drawn,
   )
-  images_low, images_high = np.nanpercentile(pooled_K, metrics.INTERVAL)
   return Estimate(
     by_seed=values,
     mean=metrics.mean(values.values()),
     seeds_low=low,
     seeds_high=high,
-    images_low=float(images_low),
-    images_high=float(images_high),
+    images_low=images_low,
+    images_high=images_high,
   )
 
 
@@ -182,50 +207,19 @@ def _images(
 
 
 def _resampled(
-  answers: Sequence[Answer], places: Mapping[str, int], draws: int, seed: int
-) -> np.ndarray | None:
-  """float64[1 + draws]: the score, then on each resampling of the images.
-
-  None without an answer. NaN where a resampling holds none.
-  """
-  known = [answer for answer in answers if answer[0] in places]
+  answers: Sequence[Answer], images: Set[str], draws: int, seed: int
+) -> _Score | None:
+  """The score on all the images and on resampled ones; None without answers."""
+  known = [answer for answer in answers if answer[0] in images]
   if not known:
     return None
-  groups = {group: None for _, group, _ in known}
-  columns = {
-    group: column for column, group in enumerate(sorted(groups, key=str))
-  }
-  at = (
-    [places[image] for image, _, _ in known],
-    [columns[group] for _, group, _ in known],
+  names, groups, values = zip(*known, strict=True)
+  found = resampling.resample(
+    values, names, groups, draws=draws, seed=seed, universe=sorted(images)
   )
-  shape = (len(places), len(columns))
-  values = [value for _, _, value in known]
-  total_IG = sparse.csr_array((values, at), shape=shape)
-  number_IG = sparse.csr_array((np.ones(len(known)), at), shape=shape)
-  means = []
-  for weights_KI in _weights(len(places), draws, seed):
-    total_KG = weights_KI @ total_IG
-    number_KG = weights_KI @ number_IG
-    mean_KG = np.full(total_KG.shape, np.nan)
-    np.divide(total_KG, number_KG, out=mean_KG, where=number_KG > 0)
-    asked_K = np.isfinite(mean_KG).sum(axis=1)
-    sum_K = np.nansum(mean_KG, axis=1)
-    means.append(np.where(asked_K > 0, sum_K / np.maximum(asked_K, 1), np.nan))
-  return np.concatenate(means)
-
-
-def _weights(images: int, draws: int, seed: int) -> Iterator[np.ndarray]:
-  """How often each image counts: once each, then in every resampling."""
-  yield np.ones((1, images))
-  random = np.random.default_rng(seed)
-  for start in range(0, draws, _CHUNK):
-    yield np.stack(
-      [
-        np.bincount(random.integers(0, images, images), minlength=images)
-        for _ in range(min(_CHUNK, draws - start))
-      ]
-    ).astype(np.float64)
+  return _Score(
+    metrics.mean(found.mean_G), found.macro_K, found.worth, found.drawn
+  )
 
 
 def _rows(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:

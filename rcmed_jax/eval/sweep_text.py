@@ -6,7 +6,8 @@ import pathlib
 from typing import Any
 
 from rcmed_jax.eval import sweep_scores
-from rcmed_jax.eval.sweep_scores import LOWER, SCORES, Comparison, Estimate
+from rcmed_jax.eval.resampling import FEWEST
+from rcmed_jax.eval.sweep_scores import LOWER, SCORES, Estimate, SweepScores
 
 # As tables and drawings call the scores.
 TITLES = {
@@ -48,7 +49,7 @@ class Told:
 class Results:
   """All that the tables hold."""
 
-  found: Comparison
+  found: SweepScores
   seconds: Mapping[str, float | None]  # cell -> of a training step
   runs: Sequence[Run]  # all of the sweep, in its order
   told: Told
@@ -72,7 +73,8 @@ def caution(seeds: int) -> list[str]:
     "Over seeds: Student's t at 95% over the runs of a cell. Another seed, the "
     "same test images. It is right where runs scatter normally.",
     "Over images: bootstrap at 95% over test images of the mean over seeds. "
-    "Other images, the same trained models: it knows of no other training.",
+    "Other images, the same trained models: it knows of no other training. "
+    f"None where a task has fewer than {FEWEST} images.",
     "Differences are paired: each run with the baseline's run of the same "
     "seed, on the same resampled images. A difference is seen where both "
     "intervals exclude 0. Nothing is corrected for the number of cells: of 20 "
@@ -176,10 +178,10 @@ def _text(one: Estimate | None, sign: str = "") -> str:
   half = ""
   if one.seeds_high is not None:
     half = f" ± {one.seeds_high - one.mean:.3f}"
-  return (
-    f"{one.mean:{sign}.3f}{half} "
-    f"[{one.images_low:{sign}.3f}, {one.images_high:{sign}.3f}]"
-  )
+  span = "[–]"
+  if one.images_low is not None and one.images_high is not None:
+    span = f"[{one.images_low:{sign}.3f}, {one.images_high:{sign}.3f}]"
+  return f"{one.mean:{sign}.3f}{half} {span}"
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:

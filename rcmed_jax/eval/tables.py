@@ -9,11 +9,11 @@ from rcmed_jax.eval import charts
 Cell = str | int | float | None
 
 NUMBERS = (
-  *("Dice", "95%", "IoU", "NSD", "HD95", "Pooled IoU", "Box IoU"),
-  *("Masks", "Images"),
+  *("Dice", "95%", "IoU", "NSD, mm", "NSD, px", "HD95, mm", "HD95, px"),
+  *("Pooled IoU", "Box IoU", "Masks", "Images"),
 )
 # Left out on phones.
-WIDE = {"95%", "HD95", "Pooled IoU", "Box IoU", "Images"}
+WIDE = {"95%", "HD95, mm", "HD95, px", "Pooled IoU", "Box IoU", "Images"}
 
 
 def lead(text: str) -> str:
@@ -81,8 +81,8 @@ def cell(value: object) -> str:
 
 
 def interval(low: float | None, high: float | None) -> str:
-  """Returns an interval as text; nothing where there is none."""
-  return "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+  """Returns an interval as text; a dash where there is none."""
+  return "–" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
 def _score_row(key: tuple[str, ...], row: Mapping[str, Any]) -> str:
@@ -91,20 +91,27 @@ def _score_row(key: tuple[str, ...], row: Mapping[str, Any]) -> str:
     "<tr>"
     + "".join(f'<td class="text">{cell(part)}</td>' for part in key)
     + f'<td data-v="{row["dice"]}">{charts.bar(row["dice"], low, high)}'
-    + f'{cell(row["dice"])}</td><td class="wide range" data-v="{low}">'
+    + f'{cell(row["dice"])}</td><td class="wide range" '
+    + f'data-v="{-1 if low is None else low}">'
     + f"{interval(low, high)}</td><td>{cell(row['iou'])}</td>"
-    + f"<td>{cell(row['nsd'])}</td>{_distance(row)}"
+    + _surface(row, "nsd", "mm", 3)
+    + _surface(row, "nsd", "px", 3)
+    + _surface(row, "hd95", "mm", 1)
+    + _surface(row, "hd95", "px", 1)
     + f'<td class="wide">{cell(row["ciou"])}</td>'
     + f'<td class="wide">{cell(row["box_iou"])}</td>'
     + f'<td>{row["masks"]}</td><td class="wide">{row["images"]}</td></tr>'
   )
 
 
-def _distance(row: Mapping[str, Any]) -> str:
-  """Returns the cell of HD95: in mm where spacings are known, else pixels."""
-  unit = "px" if row["hd95_mm"] is None else "mm"
-  value = row[f"hd95_{unit}"]
-  return f'<td class="wide" data-v="{value}">{value:.1f} {unit}</td>'
+def _surface(row: Mapping[str, Any], name: str, unit: str, digits: int) -> str:
+  """Returns the cell of NSD or HD95, with the masks if some are of another."""
+  value, count = row[f"{name}_{unit}"], row[f"masks_{unit}"]
+  kind = "wide" if name == "hd95" else ""
+  if value is None:
+    return f'<td class="{kind}" data-v="-1">–</td>'
+  some = f" <small>of {count}</small>" if count < row["masks"] else ""
+  return f'<td class="{kind}" data-v="{value}">{value:.{digits}f}{some}</td>'
 
 
 def _frame(head: str, body: str) -> str:

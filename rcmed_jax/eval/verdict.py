@@ -1,10 +1,11 @@
 """A comparison in plain sentences that say no more than its numbers do."""
 
-from rcmed_jax.eval.compare import ALPHA, Comparison, Estimate
+from rcmed_jax.eval.compare import Change, Comparison
+from rcmed_jax.eval.resampling import FEWEST
 
-# Below this many images a bootstrap interval is known to be too narrow, even
-# widened: in simulations (tests/eval/compare_test.py's) with 10 images 10% of
-# the intervals of equal runs left 0 out, with 25 7.5%, with 60 5.8%.
+# Images of the smallest task below which a caution is given. Intervals of fewer
+# are right for values that scatter normally and too narrow where a few images
+# differ by far more than the others: see tests/eval/resampling_test.py.
 FEW_IMAGES = 30
 # A difference in mean Dice below this is called small: half a point, by choice.
 SMALL = 0.005
@@ -32,7 +33,7 @@ def sentences(
   )
 
 
-def direction(row: Estimate) -> int:
+def direction(row: Change) -> int:
   """Returns 1 where B is shown to be higher, -1 lower, 0 neither."""
   if row.low is None or row.high is None:
     return 0
@@ -123,10 +124,19 @@ def _images(result: Comparison, names: tuple[str, str]) -> str:
 
 def _cautions(result: Comparison, names: tuple[str, str]) -> tuple[str, ...]:
   cautions = []
-  if result.images < FEW_IMAGES:
+  smallest = min(result.tasks, key=lambda row: row.signs.images)
+  images = smallest.signs.images
+  if images < FEWEST:
     cautions.append(
-      f"{result.images} images are few: such intervals leave 0 out more often "
-      f"than the {ALPHA:.0%} they promise."
+      f"The smallest task, {smallest.task}, has {images} images. Below "
+      f"{FEWEST} there is no interval of a task, nor of a mean over tasks that "
+      "holds it."
+    )
+  elif images < FEW_IMAGES:
+    cautions.append(
+      f"The smallest task, {smallest.task}, has {images} images. That is few: "
+      "where single images differ by far more than the others, its interval "
+      "leaves 0 out more often than it promises."
     )
   cautions.append(
     "Images count as independent; where several are of one patient the "

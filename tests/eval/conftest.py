@@ -139,6 +139,12 @@ def world(tmp_path: pathlib.Path) -> list[Record]:
 
 
 @pytest.fixture
+def make_world(tmp_path: pathlib.Path):
+  """Writes a world of its own, with the arguments of `write_world`."""
+  return lambda **more: read_world(write_world(tmp_path / "made", **more))
+
+
+@pytest.fixture
 def oracle():
   """The class of the model that knows the world."""
   return Oracle

@@ -1,5 +1,7 @@
 """Metrics against hand-worked cases, skimage, scipy and float64 formulas."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.spatial.distance
@@ -99,40 +101,23 @@ def test_aggregates_by_hand():
   assert everything["all"].ciou == 60 / (10 + 40 + 100)
 
 
-def test_bootstrap_resamples_whole_images():
-  """Two masks of one image always come together: means are 0, 1/2 or 1."""
-  means_KG = metrics.bootstrap(
-    [0.0, 0.0, 1.0, 1.0], ["a", "a", "b", "b"], ["x"] * 4, draws=200, seed=1
-  )
-  assert set(means_KG[:, 0]) == {0.0, 0.5, 1.0}
+def test_surfaces_of_two_units_are_never_averaged_together():
+  def surface(record, nsd, hd95, unit):
+    return dataclasses.replace(
+      _score(record, "liver", 1, 1, 1), nsd=nsd, hd95=hd95, unit=unit
+    )
 
-
-def test_bootstrap_interval_is_the_normal_one():
-  random = np.random.default_rng(0)
-  values = random.normal(0.7, 0.1, 400)
-  images = [f"{number:03d}" for number in range(400)]
-  means_KG = metrics.bootstrap(values, images, ["x"] * 400, draws=2000, seed=2)
-  low, high = metrics.interval(means_KG[:, 0])
-  half = 1.96 * values.std() / np.sqrt(400)
-  assert low == pytest.approx(values.mean() - half, abs=0.1 * half)
-  assert high == pytest.approx(values.mean() + half, abs=0.1 * half)
-
-
-def test_bootstrap_depends_on_its_seed_only():
-  arguments = ([0.1, 0.5, 0.9], ["a", "b", "c"], ["x", "y", "x"])
-  first = metrics.bootstrap(*arguments, draws=100, seed=5)
-  again = metrics.bootstrap(*arguments, draws=100, seed=5)
-  other = metrics.bootstrap(*arguments, draws=100, seed=6)
-  np.testing.assert_array_equal(first, again)
-  assert not np.array_equal(first, other, equal_nan=True)
-
-
-def test_a_draw_without_a_group_is_nan_and_left_out():
-  means_KG = metrics.bootstrap(
-    [0.2, 0.8], ["a", "b"], ["x", "y"], draws=100, seed=0
-  )
-  assert np.isnan(means_KG).any()
-  assert metrics.interval(means_KG[:, 0]) == (0.2, 0.2)
+  scores = [
+    surface("a", 1.0, 2.0, "mm"),
+    surface("b", 0.4, 6.0, "mm"),
+    surface("c", 0.1, 50.0, "px"),
+  ]
+  row = averages.aggregate(scores, lambda s: s.name, draws=0, seed=0)["liver"]
+  assert (row.masks_mm, row.masks_px) == (2, 1)
+  assert (row.nsd_mm, row.nsd_px) == (pytest.approx(0.7), 0.1)
+  assert (row.hd95_mm, row.hd95_px) == (4.0, 50.0)
+  only = averages.aggregate(scores[:2], lambda s: s.name, draws=0, seed=0)
+  assert (only["liver"].nsd_px, only["liver"].hd95_px) == (None, None)
 
 
 def test_recognition_by_hand():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rcmed_jax.eval import verdict
-from rcmed_jax.eval.compare import Estimate, compare
+from rcmed_jax.eval.compare import Change, compare
 from rcmed_jax.eval.pairing import Pair
 from rcmed_jax.eval.tasks import Task
 
@@ -85,9 +85,19 @@ def test_without_intervals_nothing_is_claimed():
   assert "Without an interval nothing is said of other images" in text
 
 
-@pytest.mark.parametrize(("images", "few"), [(29, True), (30, False)])
-def test_few_images_are_told(images, few):
-  assert ("images are few" in _text(_run(0.05, 0.05, images))) is few
+@pytest.mark.parametrize(("spleens", "few"), [(29, True), (30, False)])
+def test_few_images_of_the_smallest_task_are_told(spleens, few):
+  """40 images in all; what counts is the task of the fewest."""
+  text = _text(_run(0.05, 0.05, spleens=spleens))
+  told = "The smallest task, ct / spleen, has 29 images. That is few"
+  assert (told in text) is few
+  assert "no interval" not in text
+
+
+def test_a_task_of_five_images_takes_the_interval_of_the_mean():
+  text = _text(_run(0.05, 0.05, spleens=5))
+  assert "Without an interval nothing is said of other images" in text
+  assert "ct / spleen, has 5 images. Below 6 there is no interval" in text
 
 
 def test_every_verdict_says_what_it_does_not_cover():
@@ -109,7 +119,7 @@ def test_every_verdict_says_what_it_does_not_cover():
   ],
 )
 def test_direction(low, high, expected):
-  assert verdict.direction(Estimate(0.5, 0.5, 0.0, low, high)) == expected
+  assert verdict.direction(Change(0.5, 0.5, 0.0, low, high)) == expected
 
 
 def test_signed():
