@@ -17,7 +17,7 @@ import rcmed_jax
 from rcmed_jax.apps import answering, processes, runs, settings
 from rcmed_jax.data import checks, files, records
 from rcmed_jax.eval import evaluate as evaluation
-from rcmed_jax.eval import report, temperature
+from rcmed_jax.eval import presence, report, temperature
 from rcmed_jax.parallel import hosts
 from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.serve.assistant import Assistant
@@ -67,6 +67,7 @@ def main(argv: Sequence[str]) -> int:
         fitted=None if args.calibrate else fitted,
         **answering.weights(args),
       ),
+      chosen=None if args.calibrate else kept_threshold(fitted, args.split),
     )
     if summary and args.calibrate:
       _calibrate(summary, fitted)
@@ -75,16 +76,34 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
+def kept_threshold(path: epath.PathLike, split: str) -> presence.Chosen | None:
+  """The threshold of presence that a file keeps from another split, if any."""
+  if not epath.Path(path).exists():
+    return None
+  found = temperature.load(path)
+  if found.threshold is None or found.split == split:
+    return None
+  return presence.Chosen(found.threshold, found.split)
+
+
 def _calibrate(summary: evaluation.Summary, path: pathlib.Path) -> None:
   """Fits the temperature of confidences to a split and keeps it."""
   confidences, outcomes = zip(*summary.claims, strict=True)
   found = temperature.fit(confidences, outcomes, split=summary.split)
+  at_recall = summary.tables["presence"]["at_recall"]
+  if at_recall:
+    found = found.with_threshold(at_recall["threshold"], at_recall["target"])
   temperature.save(path, found)
   print(
     f"evaluate: temperature {found.value:.3f} of {found.rows} masks, NLL "
     f"{found.nll_before:.4f} before and {found.nll_after:.4f} after; kept in "
     f"{path}"
   )
+  if found.threshold is not None:
+    print(
+      f"evaluate: confidence {found.threshold:.3f} finds {found.recall:.0%} of "
+      "the classes that are there; kept as the threshold of other splits"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,7 +138,8 @@ def _parser() -> argparse.ArgumentParser:
     "--calibrate",
     action="store_true",
     help="fit the temperature of confidences to this split, a validation "
-    "split, and keep it for later evaluations and answers",
+    "split, and keep it, and the threshold that finds 90%% of what is there, "
+    "for later evaluations and answers",
   )
   parser.add_argument(
     "--temperature",
@@ -147,12 +167,14 @@ def evaluate(
   split: str,
   training: str | os.PathLike[str] | None,
   model: str = "",
+  chosen: presence.Chosen | None = None,
 ) -> evaluation.Summary | None:
   """Scores an assistant; the first process writes the files and the page.
 
   Args:
     training: the run whose curves the page shows; None: it was elsewhere.
     model: what answers, so that scores of two models are never mixed.
+    chosen: the threshold of presence, chosen on another split.
   """
   summary = evaluation.evaluate(
     items,
@@ -173,6 +195,8 @@ def evaluate(
     part=jax.process_index(),
     parts=jax.process_count(),
     barrier=functools.partial(hosts.barrier, "evaluated"),
+    most_targets=told.data.max_targets,
+    chosen=chosen,
   )
   if summary:
     _report(summary, told, out, training)

@@ -20,6 +20,7 @@ def controls(tally: Tally, config: EvalConfig) -> dict[str, Any]:
     kind: _noise(rows, config)
     if kind == "noise"
     else _paired(rows, named, config)
+    | (_modalities(rows) if kind == "wrong_modality" else {})
     for kind, rows in sorted(kinds.items())
   }
 
@@ -43,6 +44,21 @@ def _paired(
     "drop_low": low,
     "drop_high": high,
     "claimed": share(sum(row.present for row in rows), len(rows)),
+  }
+
+
+def _modalities(rows: Sequence[Control]) -> dict[str, Any]:
+  """Counts answers that name the image's modality, and the question's."""
+  answers = {row.record: row for row in rows}.values()
+  said = [(row.said_modality or "").lower() for row in answers]
+  pairs = list(zip(said, answers, strict=True))
+  return {
+    "said_true": share(
+      sum(word == row.modality.lower() for word, row in pairs), len(pairs)
+    ),
+    "said_asked": share(
+      sum(word == row.asked_modality.lower() for word, row in pairs), len(pairs)
+    ),
   }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rcmed_jax.eval import calibration, presence
 from rcmed_jax.eval.metrics import share
-from rcmed_jax.eval.rows import Absent, MaskScore, Tally
+from rcmed_jax.eval.rows import Absent, MaskScore, Present, Tally
 
 # Points of the risk-coverage curve that the summary holds.
 POINTS = 50
@@ -56,15 +56,26 @@ def calibration_table(tally: Tally) -> dict[str, Any] | None:
   }
 
 
-def presence_table(tally: Tally) -> dict[str, Any]:
-  """How present classes are told from absent ones, in all and by modality."""
+def presence_table(
+  tally: Tally, chosen: presence.Chosen | None = None
+) -> dict[str, Any]:
+  """How present classes are told from absent ones, in all and by modality.
+
+  Both are asked alone and in the same form; the named protocol's targets, which
+  come several in a question, are counted by themselves.
+
+  Args:
+    chosen: a threshold from other rows; None: one is chosen on these.
+  """
   modalities = sorted({row.modality for row in [*tally.masks, *tally.absent]})
   return {
-    **_row(tally.masks, tally.absent),
+    **_row(tally.present, tally.absent, tally.masks, chosen),
     "by_modality": {
       modality: _row(
-        [score for score in tally.masks if score.modality == modality],
+        [row for row in tally.present if row.modality == modality],
         [row for row in tally.absent if row.modality == modality],
+        [row for row in tally.masks if row.modality == modality],
+        chosen,
       )
       for modality in modalities
     },
@@ -72,34 +83,54 @@ def presence_table(tally: Tally) -> dict[str, Any]:
 
 
 def _row(
-  masks: Sequence[MaskScore], absent: Sequence[Absent]
+  present: Sequence[Present],
+  absent: Sequence[Absent],
+  masks: Sequence[MaskScore],
+  chosen: presence.Chosen | None,
 ) -> dict[str, Any]:
   """Returns counts and shares; a share of nothing is None."""
-  there = [score.confidence for score in masks]
+  there = [row.confidence for row in present]
   missing = [row.confidence for row in absent]
-  false = sum(not score.present for score in masks)
+  false = sum(row.rejected for row in present)
   rejected = sum(row.rejected for row in absent)
+  denied = sum(not score.present for score in masks)
   return {
-    "asked_present": len(masks),
+    "asked_present": len(present),
     "rejected_present": false,
-    "false_rejection": share(false, len(masks)) if masks else None,
+    "false_rejection": share(false, len(present)) if present else None,
+    "asked_named": len(masks),
+    "rejected_named": denied,
+    "named_rejection": share(denied, len(masks)) if masks else None,
     "asked_absent": len(absent),
     "rejected_absent": rejected,
     "absent_rejection": share(rejected, len(absent)) if absent else None,
     "auroc": presence.auroc(there, missing),
-    # At the highest threshold that finds 90% of the present, chosen on the
-    # same rows: what a threshold chosen on another split would at best reach.
-    "at_recall": _at_recall(there, missing) if there else None,
+    "at_recall": _at_recall(there, missing, chosen) if there else None,
   }
 
 
 def _at_recall(
-  there: Sequence[float], missing: Sequence[float]
+  there: Sequence[float],
+  missing: Sequence[float],
+  chosen: presence.Chosen | None,
 ) -> dict[str, Any]:
-  threshold = presence.threshold_at_recall(there)
-  found = presence.operate(there, missing, threshold)
-  return {
+  """Returns what the threshold finds that is to find 90% of the present.
+
+  Where it was chosen on the same rows, this is what a threshold chosen on
+  another split would at best reach. None where too many are denied.
+  """
+  threshold = (
+    chosen.threshold if chosen else presence.threshold_at_recall(there)
+  )
+  table: dict[str, Any] = {
+    "target": presence.RECALL,
+    "reachable": presence.reachable(there),
+    "chosen_on": chosen and chosen.split,  # None: on these rows
     "threshold": threshold,
-    "recall": found.recall,
-    "false_alarm": found.false_alarm,
+    "recall": None,
+    "false_alarm": None,
   }
+  if threshold is not None:
+    found = presence.operate(there, missing, threshold)
+    table |= {"recall": found.recall, "false_alarm": found.false_alarm}
+  return table

@@ -23,6 +23,7 @@ from rcmed_jax.eval import (
   outputs,
   overlays,
   phrases,
+  presence,
   scoring,
   summary,
   tasks,
@@ -55,6 +56,8 @@ def evaluate(
   part: int = 0,
   parts: int = 1,
   barrier: Callable[[], None] = lambda: None,
+  most_targets: int = 0,
+  chosen: presence.Chosen | None = None,
 ) -> Summary | None:
   """The summary of a split, after its files are written to `out_dir`.
 
@@ -72,6 +75,9 @@ def evaluate(
     part, parts: the process, of how many that share `out_dir`; each takes
       every n-th chunk, and the first returns the summary of all.
     barrier: returns once every process has come to it.
+    most_targets: masks in one answer, so that no question names more classes;
+      0: any number.
+    chosen: the threshold of presence, chosen on another split.
 
   Raises:
     ValueError: no record, none that can be read, answers that do not fit
@@ -85,14 +91,15 @@ def evaluate(
       f"split {split!r} holds no record; expected at least one. Check the "
       "index file."
     )
-  chosen = draw(index, config.limit, config.seed)
-  evaluated = [record for record in index if record.id in chosen]
+  drawn = draw(index, config.limit, config.seed)
+  evaluated = [record for record in index if record.id in drawn]
   told = _told(evaluated, config, split, model)
+  told["most_targets"] = most_targets
   scores = ledger.Ledger(Path(out_dir) / f"partial--{split}", told, part)
   examples = _examples(evaluated, config.gallery, config.seed)
   gallery = overlays.Gallery(examples, config.worst)
   scores.pictures(gallery)
-  world = _world(index, evaluated, config)
+  world = _world(index, evaluated, config, most_targets)
   records = iter(progress(evaluated))
   count = -(-len(evaluated) // config.chunk)
   for number in range(count):
@@ -106,7 +113,9 @@ def evaluate(
   gallery = overlays.Gallery(examples, config.worst)
   scores.pictures(gallery)
   tally = scores.tally(count)
-  result = summary.summarize(tally, config, split, gallery, world.registry)
+  result = summary.summarize(
+    tally, config, split, gallery, world.registry, chosen
+  )
   outputs.write(result, tally, Path(out_dir))
   scores.close()
   return result
@@ -119,13 +128,18 @@ class _World:
   config: EvalConfig
   siblings: Mapping[tuple[str, str], Sequence[str]]
   vocabulary: Sequence[str]
+  modalities: Sequence[str]
   registry: Registry
   words: phrases.Phrases
   controlled: set[str]  # ids of records with controls and phrases
+  most_targets: int
 
 
 def _world(
-  index: Sequence[Sample], evaluated: Sequence[Sample], config: EvalConfig
+  index: Sequence[Sample],
+  evaluated: Sequence[Sample],
+  config: EvalConfig,
+  most_targets: int,
 ) -> _World:
   siblings = mixture.class_table(index)
   vocabulary = sorted({name for names in siblings.values() for name in names})
@@ -139,9 +153,11 @@ def _world(
     config,
     siblings,
     vocabulary,
+    sorted({modality for _, modality in siblings}),
     registry,
     phrases.Phrases(registry, known, config.seed),
     draw(evaluated, config.control_limit, config.seed),
+    most_targets,
   )
 
 
@@ -218,8 +234,11 @@ def _stream(
       world.config,
       siblings=world.siblings[record.dataset, record.modality],
       vocabulary=world.vocabulary,
+      modalities=world.modalities,
       words=world.words,
+      registry=world.registry,
       controls=record.id in world.controlled,
+      most=world.most_targets,
     )
 
 

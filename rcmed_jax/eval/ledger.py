@@ -25,6 +25,7 @@ _ROWS = {
   "open_masks": rows.MaskScore,
   "named": rows.Named,
   "absent": rows.Absent,
+  "present": rows.Present,
   "controls": rows.Control,
   "phrases": rows.Phrase,
   "quarantine": rows.Quarantined,

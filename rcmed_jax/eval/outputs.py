@@ -31,6 +31,7 @@ def write(summary: Summary, tally: Tally, out_dir: Path) -> None:
     ("metrics", map(_mask_line, tally.masks)),
     ("recognition", map(_line, tally.named)),
     ("absent", map(_line, tally.absent)),
+    ("present", map(_line, tally.present)),
     ("controls", map(_line, tally.controls)),
     ("phrases", map(_line, tally.phrases)),
     ("quarantine", map(_line, tally.quarantine)),

@@ -32,6 +32,7 @@ class Scored:
 
   modality: str
   counts: Counts
+  canonical: str = ""  # the registry's name of the class; "": the same
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ def match(
   pairs = tuple(
     Pair(
       record=key[0],
-      task=Task(a[key].modality, key[1]),
+      task=Task(a[key].modality, a[key].canonical or key[1]),
       a=a[key].counts.dice,
       b=b[key].counts.dice,
     )
@@ -181,6 +182,7 @@ def _mask(line: str, place: str) -> tuple[Key, Scored]:
     row = json.loads(line)
     key = (row["record"], row["class"])
     modality = row["modality"]
+    canonical = row.get("canonical", "")  # earlier versions have none
     numbers = [row[name] for name in ("inter", "pred", "ref")]
   except (json.JSONDecodeError, KeyError, TypeError) as error:
     raise DataError(
@@ -190,7 +192,7 @@ def _mask(line: str, place: str) -> tuple[Key, Scored]:
       f"ref, received {line[:60]!r}",
       remedy,
     ) from error
-  for text in (*key, modality):
+  for text in (*key, modality, canonical):
     if not isinstance(text, str):
       raise DataError(place, "line", f"expected a text, not {text!r}", remedy)
   if any(type(number) is not int for number in numbers):
@@ -211,7 +213,8 @@ def _mask(line: str, place: str) -> tuple[Key, Scored]:
       remedy,
     )
   # A class and a modality are in memory once, not once a mask.
-  return (key[0], sys.intern(key[1])), Scored(sys.intern(modality), counts)
+  names = sys.intern(modality), sys.intern(canonical)
+  return (key[0], sys.intern(key[1])), Scored(names[0], counts, names[1])
 
 
 def _name(key: Key) -> str:

@@ -3,11 +3,13 @@
 Everything that reaches the model is made here, from the image, the class names
 and the modality. Descriptions and mask files never take part.
 
-  named          every class of the reference, by name, in one question or
-                 `classes_per_question` at a time
+  named          every class of the reference, by name, as many in one question
+                 as an answer has masks for, or `classes_per_question`
   open           an open question that names nothing
   negative       one class of the same dataset and modality that the image
-                 lacks, alone in its question
+                 lacks, alone in its question; and in the same question, alone
+                 too, one that it holds: what a model says of the two differs
+                 by the image only
   phrases        one class of the image in other words (`phrases.py`), alone in
                  its question, and once by its name; the words change, the
                  question does not
@@ -15,6 +17,10 @@ and the modality. Descriptions and mask files never take part.
                  whatever comes back is scored against a present class
   noise          control: the named question, over noise instead of the image
   shuffled_text  control: the named question with its words in random order
+  wrong_modality control: the named question with the name of another modality
+
+Two names of one task (`registry.py`) are one class: an image that holds the
+postcava is not asked for an inferior vena cava as a class that it lacks.
 
 All draws come from (seed, purpose, record id), so that neither the order of
 the records nor the batch size changes them.
@@ -29,11 +35,14 @@ import numpy as np
 
 from rcmed_jax.data import prompts
 from rcmed_jax.data.records import Sample, Triplet
-from rcmed_jax.eval import phrases
+from rcmed_jax.eval import phrases, task_table
+from rcmed_jax.eval.registry import Registry
 from rcmed_jax.eval.rows import PLAIN
 
 PROTOCOLS = ("named", "open", "negative", "phrases")
-CONTROLS = ("wrong_name", "noise", "shuffled_text")
+CONTROLS = ("wrong_name", "noise", "shuffled_text", "wrong_modality")
+# Kind of the question for a class that is there, beside the negative ones.
+PRESENT = "present"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +60,8 @@ class EvalConfig:
   protocols: tuple[str, ...] = ("named", "open", "negative")
   controls: tuple[str, ...] = CONTROLS
   control_limit: int = 200  # records of controls and phrases, drawn by seed
-  # Classes named in one question; 0: all of an image, the release's protocol.
+  # Classes named in one question; 0: all of an image, the release's protocol,
+  # but no more than an answer has masks for.
   classes_per_question: int = 0
   absent_per_image: int = 2  # at most this many absent classes asked
   # The decoder's estimate of the IoU from which a target is there, for a model
@@ -137,12 +147,14 @@ class Request:
 class Ask:
   """A request together with what is needed to score its answer."""
 
-  kind: str  # one of PROTOCOLS or CONTROLS
+  kind: str  # one of PROTOCOLS or CONTROLS, or PRESENT
   request: Request
   record: Sample
   triplet: Triplet
-  target: str = ""  # negative: the class asked; wrong_name: the one scored
+  # negative, present: the class asked; wrong_name: the one scored
+  target: str = ""
   variant: phrases.Variant | None = None  # of the target's name
+  modality: str = ""  # wrong_modality: the one in the question
 
 
 def draw(records: Sequence[Sample], number: int, seed: int) -> set[str]:
@@ -160,45 +172,62 @@ def asks(
   *,
   siblings: Sequence[str],
   vocabulary: Sequence[str],
+  modalities: Sequence[str],
   words: phrases.Phrases,
+  registry: Registry,
   controls: bool,
+  most: int = 0,
 ) -> Iterator[Ask]:
   """Yields all that is asked of one image, named first.
 
   Args:
     siblings: the classes of the record's dataset and modality.
-    vocabulary: the classes of all records.
+    vocabulary, modalities: the classes and modalities of all records.
     words: other words for classes.
+    registry: which names mean the same.
     controls: whether this record takes part in controls and phrases.
+    most: masks in one answer, and so classes in one question; 0: any number.
   """
   image_IJC, here = triplet.image_IJC, triplet.classes
   if here:
     random = _random(config, "named", record)
-    size = config.classes_per_question or len(here)
+    limit = most or len(here)
+    size = min(config.classes_per_question or limit, limit)
     for start in range(0, len(here), size):
       part = here[start : start + size]
       text = _question(part, triplet.modality, random)
       named = Request(image_IJC, text, part)
       yield Ask("named", named, record, triplet)
       if controls and start == 0:
-        wrong = [name for name in vocabulary if name not in here]
-        yield from _controls(named, record, triplet, config, wrong)
+        wrong = _apart(vocabulary, triplet, registry)
+        yield from _controls(named, record, triplet, config, wrong, modalities)
   if "open" in config.protocols:
     random = _random(config, "open", record)
     template = int(random.integers(prompts.DESCRIPTION_TEMPLATES))
     text = prompts.description_question(template)
     yield Ask("open", Request(image_IJC, text, None), record, triplet)
   if "negative" in config.protocols:
-    random = _random(config, "absent", record)
-    missing = [name for name in siblings if name not in here]
-    for place in random.permutation(len(missing))[: config.absent_per_image]:
-      name = missing[int(place)]
-      text = _question((name,), triplet.modality, random)
-      request = Request(image_IJC, text, (name,))
-      yield Ask("negative", request, record, triplet, name)
-
+    missing = _apart(siblings, triplet, registry)
+    yield from _negative(record, triplet, config, missing)
   if "phrases" in config.protocols and controls and here:
     yield from _phrases(record, triplet, config, words)
+
+
+def _negative(
+  record: Sample, triplet: Triplet, config: EvalConfig, missing: Sequence[str]
+) -> Iterator[Ask]:
+  """Yields one question for classes alone: some absent, and one present."""
+  random = _random(config, "absent", record)
+  template = int(random.integers(prompts.TEMPLATES))
+  order = random.permutation(len(missing))[: config.absent_per_image]
+  asked = [("negative", missing[int(place)]) for place in order]
+  if asked and triplet.classes:
+    place = int(random.integers(len(triplet.classes)))
+    asked.append((PRESENT, triplet.classes[place]))
+  for kind, name in asked:
+    text = prompts.question((name,), triplet.modality, template)
+    request = Request(triplet.image_IJC, text, (name,))
+    yield Ask(kind, request, record, triplet, name)
 
 
 def _phrases(
@@ -229,6 +258,7 @@ def _controls(
   triplet: Triplet,
   config: EvalConfig,
   wrong: Sequence[str],
+  modalities: Sequence[str],
 ) -> Iterator[Ask]:
   """Yields the controls of an image, each a change to its first question."""
   if "wrong_name" in config.controls and wrong:
@@ -248,6 +278,38 @@ def _controls(
     text = " ".join(random.permutation(named.question.split()).tolist())
     request = dataclasses.replace(named, question=text)
     yield Ask("shuffled_text", request, record, triplet)
+  head, own, tail = named.question.rpartition(f"{triplet.modality} image")
+  if "wrong_modality" in config.controls and triplet.modality and own:
+    random = _random(config, "wrong_modality", record)
+    others = _other_modalities(triplet.modality, modalities)
+    other = others[int(random.integers(len(others)))]
+    text = f"{head}{other} image{tail}"
+    request = dataclasses.replace(named, question=text)
+    yield Ask("wrong_modality", request, record, triplet, modality=other)
+
+
+def _apart(
+  names: Sequence[str], triplet: Triplet, registry: Registry
+) -> list[str]:
+  """Returns the names that mean no class of the image, one a task."""
+  met = {registry.task(triplet.modality, name).task for name in triplet.classes}
+  found = []
+  for name in names:
+    task = registry.task(triplet.modality, name).task
+    if task not in met:
+      met.add(task)
+      found.append(name)
+  return found
+
+
+def _other_modalities(own: str, modalities: Sequence[str]) -> list[str]:
+  """Returns those of the records, or all known ones where they have but one."""
+  own = task_table.modality_name(own)
+  for names in (modalities, task_table.MODALITY_NAMES):
+    others = [name for name in names if task_table.modality_name(name) != own]
+    if others:
+      break
+  return others
 
 
 def _question(

@@ -30,6 +30,7 @@ class Registry:
     """
     self.infos = tuple(sorted(infos, key=lambda info: info.task))
     self._names = dict(names)
+    self._found: dict[tuple[str, str], TaskInfo] = {}  # of names asked before
 
   @classmethod
   def load(cls, extra: str | os.PathLike[str] | None = None) -> "Registry":
@@ -85,8 +86,12 @@ class Registry:
       modality: in words, or the word of a file name: "ct".
       name: the class, in any of its forms.
     """
-    place = Task(task_table.modality_name(modality), wordforms.key(name))
-    return self._names.get(place) or task_table.unknown(modality, name)
+    found = self._found.get((modality, name))
+    if found is None:
+      place = Task(task_table.modality_name(modality), wordforms.key(name))
+      found = self._names.get(place) or task_table.unknown(modality, name)
+      self._found[modality, name] = found
+    return found
 
   def groups(
     self, tasks: Iterable[Task] | None = None

@@ -33,10 +33,11 @@ class MaskScore:
   pred_box: Box | None = None
   ref_box: Box | None = None
   instances: InstanceScore | None = None  # of tasks that are counted one by one
+  canonical: str = ""  # the registry's name of the class; "": `name`
 
   @property
   def task(self) -> Task:
-    return Task(self.modality, self.name)
+    return Task(self.modality, self.canonical or self.name)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,7 +55,10 @@ class Named:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Absent:
-  """The answer to a question about a class that the image lacks."""
+  """The answer to a question about a class that the image lacks.
+
+  Whatever comes back is a claim of it, also under another name.
+  """
 
   record: str
   dataset: str
@@ -63,6 +67,26 @@ class Absent:
   rejected: bool
   confidence: float
   box: Box | None = None  # around what is claimed
+  canonical: str = ""  # the registry's name of the class; "": `name`
+
+  @property
+  def task(self) -> Task:
+    return Task(self.modality, self.canonical or self.name)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Present:
+  """The answer to the same question about a class that the image holds.
+
+  Counted as `Absent` is: whatever comes back is a claim.
+  """
+
+  record: str
+  dataset: str
+  modality: str
+  name: str
+  rejected: bool
+  confidence: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,6 +101,8 @@ class Control:
   dice: float | None  # against the target's reference; None over noise
   present: bool
   confidence: float
+  asked_modality: str = ""  # wrong_modality: the one in the question
+  said_modality: str | None = None  # and in the answer
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -115,6 +141,7 @@ class Tally:
   open_masks: list[MaskScore] = dataclasses.field(default_factory=list)
   named: list[Named] = dataclasses.field(default_factory=list)
   absent: list[Absent] = dataclasses.field(default_factory=list)
+  present: list[Present] = dataclasses.field(default_factory=list)
   controls: list[Control] = dataclasses.field(default_factory=list)
   phrases: list[Phrase] = dataclasses.field(default_factory=list)
   quarantine: list[Quarantined] = dataclasses.field(default_factory=list)

@@ -7,7 +7,7 @@ import numpy as np
 
 from rcmed_jax.data import images, prompts
 from rcmed_jax.eval import instances, metrics, overlays, phrases, surfaces
-from rcmed_jax.eval.protocols import Answer, Ask
+from rcmed_jax.eval.protocols import PRESENT, Answer, Ask
 from rcmed_jax.eval.registry import Registry
 from rcmed_jax.eval.rows import (
   Absent,
@@ -15,6 +15,7 @@ from rcmed_jax.eval.rows import (
   MaskScore,
   Named,
   Phrase,
+  Present,
   Tally,
 )
 
@@ -51,7 +52,9 @@ def score(
     tally.open_masks += _mask_scores(ask, answer, registry)
     tally.named.append(_named(ask, answer))
   elif ask.kind == "negative":
-    tally.absent.append(_absent(ask, answer))
+    tally.absent.append(_absent(ask, answer, registry))
+  elif ask.kind == PRESENT:
+    tally.present.append(_present(ask, answer))
   elif ask.variant:
     tally.phrases.append(_phrase(ask, answer, ask.variant))
   else:
@@ -85,6 +88,7 @@ def _mask_scores(
         pred_box=images.box(claim.mask_IJ),
         ref_box=images.box(ref_IJ),
         instances=_instances(ask, claim.mask_IJ, ref_IJ, registry, name),
+        canonical=registry.canonical(name, ask.triplet.modality),
       )
     )
   return scores
@@ -136,8 +140,8 @@ def _named(ask: Ask, answer: Answer) -> Named:
   )
 
 
-def _absent(ask: Ask, answer: Answer) -> Absent:
-  claim = _claim(ask, answer, ask.target)
+def _absent(ask: Ask, answer: Answer, registry: Registry) -> Absent:
+  claim = _claim(ask, answer)
   return Absent(
     record=ask.record.id,
     dataset=ask.record.dataset,
@@ -146,6 +150,19 @@ def _absent(ask: Ask, answer: Answer) -> Absent:
     rejected=not claim.present,
     confidence=claim.confidence,
     box=images.box(claim.mask_IJ),
+    canonical=registry.canonical(ask.target, ask.triplet.modality),
+  )
+
+
+def _present(ask: Ask, answer: Answer) -> Present:
+  claim = _claim(ask, answer)
+  return Present(
+    record=ask.record.id,
+    dataset=ask.record.dataset,
+    modality=ask.triplet.modality,
+    name=ask.target,
+    rejected=not claim.present,
+    confidence=claim.confidence,
   )
 
 
@@ -188,7 +205,12 @@ def _control(ask: Ask, answer: Answer) -> list[Control]:
   for name in asked:
     claim = _claim(ask, answer, name)
     counts = metrics.count(claim.mask_IJ, references[name])
-    rows.append(_row(ask, name, name, claim, counts.dice))
+    row = _row(ask, name, name, claim, counts.dice)
+    if ask.kind == "wrong_modality":
+      row = dataclasses.replace(
+        row, asked_modality=ask.modality, said_modality=answer.modality
+      )
+    rows.append(row)
   return rows
 
 

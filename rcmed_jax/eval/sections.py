@@ -30,6 +30,12 @@ CONTROLS = {
     "The same question with its words in random order. The drop tells how "
     "much hangs on the sentence, beyond the words in it.",
   ),
+  "wrong_modality": (
+    "Wrong modality",
+    "The same question with the name of another modality. A model that looks "
+    "keeps its Dice and names the modality that it sees; one that echoes the "
+    "question names the question's.",
+  ),
 }
 
 
@@ -81,7 +87,8 @@ def tiles(summary: Summary) -> str:
       "False rejections",
       summary.false_rejection,
       f"{there['rejected_present']} of {there['asked_present']}",
-      "Asked for a class that is there, the model denies it. Lower is better.",
+      "Asked alone, as absent ones are, for a class that is there, the model "
+      "denies it. Lower is better.",
     ),
   )
   body = "".join(
@@ -200,22 +207,39 @@ def presence(summary: Summary) -> str:
   ]
   found = [("Area under the ROC curve of confidences", table["auroc"])]
   if table["at_recall"]:
-    at = table["at_recall"]
-    found.append(
-      (
-        f"False alarms at a recall of {at['recall']:.3f}, confidence ≥ "
-        f"{at['threshold']:.3f}",
-        at["false_alarm"],
-      )
-    )
+    found += _at_recall(table["at_recall"])
   return (
     tables.lead(
       "Absent classes come from the same dataset and modality and are asked "
-      "alone; they should be rejected, present ones should not."
+      "alone; they should be rejected. One class of the image, asked alone in "
+      "the same words, should not. Any mask counts as a claim, whatever its "
+      "name."
     )
     + tables.plain(heads, rows)
     + tables.plain(["Present against absent", "Value"], found)
   )
+
+
+def _at_recall(at: Mapping[str, Any]) -> list[tuple[str, float | None]]:
+  """Returns false alarms at a threshold, or why there is none."""
+  if at["threshold"] is None:
+    return [
+      (
+        f"False alarms at a recall of {at['target']:g}: the model denies too "
+        "many; the highest recall that it reaches",
+        at["reachable"],
+      )
+    ]
+  chosen = "threshold chosen on these rows, which flatters"
+  if at["chosen_on"]:
+    chosen = f"threshold of split {at['chosen_on']}"
+  return [
+    (
+      f"False alarms at a recall of {at['recall']:.3f}, confidence ≥ "
+      f"{at['threshold']:.3f}, {chosen}",
+      at["false_alarm"],
+    )
+  ]
 
 
 def controls(summary: Summary) -> str:
@@ -281,6 +305,9 @@ def _control(row: Mapping[str, Any]) -> str:
     "Dice, control": row["control_dice"],
     "Drop": row["drop"],
   }
+  if "said_true" in row:
+    numbers["Answers that name the true modality"] = row["said_true"]
+    numbers["Answers that name the question's"] = row["said_asked"]
   if row["drop_low"] is not None:
     numbers["95%"] = tables.interval(row["drop_low"], row["drop_high"])
   return _pairs(numbers)

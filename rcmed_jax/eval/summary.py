@@ -14,6 +14,7 @@ from rcmed_jax.eval import (
   confidence,
   instances,
   metrics,
+  presence,
   resampling,
   wording,
 )
@@ -41,7 +42,7 @@ class Summary:
   iou: float  # the same of IoU
   recognition: float | None  # open: TP / (TP + FP + FN); None if not run
   absent: float | None  # share of absent classes rejected; None if none asked
-  false_rejection: float  # named: share of present classes rejected
+  false_rejection: float | None  # of present classes asked alone; None as above
   tables: Mapping[str, Any]  # what summary--<split>.json holds
   quarantine: Sequence[Quarantined]
   examples: Sequence[Sample]
@@ -55,11 +56,13 @@ def summarize(
   split: str,
   gallery: Gallery,
   registry: Registry,
+  chosen: presence.Chosen | None = None,
 ) -> Summary:
   """Returns the tables of a split.
 
   Args:
     registry: which tasks belong together.
+    chosen: the threshold from which a class counts as found, of another split.
 
   Raises:
     ValueError: not a single mask was scored.
@@ -71,7 +74,8 @@ def summarize(
       f"read and {len(tally.quarantine)} quarantined. Repair the data.{reasons}"
     )
   tables = _tables(tally, config, split, registry)
-  macro, presence = tables["macro"], tables["presence"]
+  tables["presence"] = there = confidence.presence_table(tally, chosen)
+  macro = tables["macro"]
   found = tables["recognition"]
   examples = sorted(
     gallery.examples, key=lambda s: (s.modality.lower(), s.record)
@@ -84,8 +88,8 @@ def summarize(
     dice=macro["dice"],
     iou=macro["iou"],
     recognition=found["accuracy"] if found else None,
-    absent=presence["absent_rejection"],
-    false_rejection=presence["false_rejection"],
+    absent=there["absent_rejection"],
+    false_rejection=there["false_rejection"],
     tables=tables,
     quarantine=tuple(tally.quarantine),
     examples=tuple(examples),
@@ -109,6 +113,9 @@ def _tables(
   by_task = table(lambda score: score.task)
   overall = table(lambda score: split)[split]
   low, high = _macro_interval(masks, config)
+  names: dict[Task, list[str]] = {task: [] for task in by_task}
+  for task, name in sorted({(score.task, score.name) for score in masks}):
+    names[task].append(name)  # as the data has it
   return {
     "split": split,
     "images": tally.images,
@@ -136,6 +143,7 @@ def _tables(
       {
         "modality": task.modality,
         "class": task.name,
+        "names": names[task],
         "known": registry.task(task.modality, task.name).known,
         **row,
       }
@@ -148,7 +156,6 @@ def _tables(
     "by_dataset": table(lambda score: score.dataset),
     "recognition": _recognition(tally),
     "wording": _wording(tally),
-    "presence": confidence.presence_table(tally),
     "calibration": confidence.calibration_table(tally),
     "controls": changed.controls(tally, config),
     "phrases": changed.phrases(tally, config),
@@ -208,7 +215,7 @@ def _box_ap(tally: Tally) -> dict[str, Any]:
     pairs[score.task].append(pair)
   for row in tally.absent:
     pair = boxes.BoxPair(row.box, None, row.confidence)
-    pairs[Task(row.modality, row.name)].append(pair)
+    pairs[row.task].append(pair)
   mean, _ = boxes.by_class(pairs)
   return dataclasses.asdict(mean)
 

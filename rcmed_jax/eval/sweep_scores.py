@@ -6,7 +6,7 @@ A score of one run is a mean over groups of means over answers:
   recognition       one group; answers are (image, class), named or in the
                     reference: 1 where both, else 0, so TP / (TP + FP + FN)
   absent            one group; answers to questions for absent classes
-  false_rejection   one group; masks of present classes, 1 where denied
+  false_rejection   one group; answers to the same questions for present classes
 
 Two intervals say how far a cell's mean could be off, each for another reason:
 
@@ -80,10 +80,13 @@ def read(folder: pathlib.Path, split: str) -> dict[str, list[Answer]]:
   """
   found: dict[str, list[Answer]] = {name: [] for name in SCORES}
   for row in _rows(folder / f"metrics--{split}.jsonl"):
-    record, task = row["record"], (row["modality"], row["class"])
+    # Earlier versions have no canonical name.
+    name = row.get("canonical") or row["class"]
+    record, task = row["record"], (row["modality"], name)
     found["dice"].append((record, task, row["dice"]))
     found["iou"].append((record, task, row["iou"]))
-    found["false_rejection"].append((record, "", float(not row["present"])))
+  for row in _rows(folder / f"present--{split}.jsonl"):
+    found["false_rejection"].append((row["record"], "", float(row["rejected"])))
   for row in _rows(folder / f"absent--{split}.jsonl"):
     found["absent"].append((row["record"], "", float(row["rejected"])))
   for row in _rows(folder / f"recognition--{split}.jsonl"):

@@ -63,6 +63,7 @@ NEEDED = ("class", "modalities")
 # A modality that is not known and this much like one that is, is a slip.
 ALIKE = 0.8
 
+MODALITY_NAMES = tuple(sorted(set(readers.MODALITIES.values())))
 # What else a modality is called, beside `readers.MODALITIES`.
 _MODALITIES = {
   "x-ray": "x",

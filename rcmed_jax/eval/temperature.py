@@ -43,6 +43,22 @@ class Temperature:
   rows: int
   nll_before: float  # nats, at temperature 1
   nll_after: float
+  # Confidence, after the temperature, from which a class counts as present: the
+  # highest that finds `recall` of the split's present ones. None: not known, or
+  # none does.
+  threshold: float | None = None
+  recall: float | None = None
+
+  def with_threshold(self, threshold: float | None, recall: float):
+    """Returns it with the threshold of a recall.
+
+    Args:
+      threshold: of confidences before the temperature.
+    """
+    if threshold is None:
+      return self
+    after = float(self.apply([threshold])[0])
+    return dataclasses.replace(self, threshold=after, recall=recall)
 
   def apply(self, confidences: Sequence[float] | np.ndarray) -> np.ndarray:
     """Returns calibrated confidences, float64, in their order; 0 stays 0.
@@ -138,7 +154,9 @@ def load(path: epath.PathLike) -> Temperature:
     values = json.loads(epath.Path(path).read_text(encoding="utf-8"))
   except ValueError as error:  # no JSON, or no text
     raise ValueError(f"{path} is no temperature: {error}.") from error
-  if not isinstance(values, dict) or set(values) != fields:
+  # Those of earlier versions hold no threshold.
+  optional = {"threshold", "recall"}
+  if not isinstance(values, dict) or set(values) | optional != fields:
     raise ValueError(
       f"{path} is no temperature; expected the fields {sorted(fields)}. Fit "
       "it again."
@@ -148,6 +166,14 @@ def load(path: epath.PathLike) -> Temperature:
     raise ValueError(
       f"{path}: value={value!r}, expected a temperature of {COLDEST} to "
       f"{HOTTEST}. Fit it again."
+    )
+  threshold = values.get("threshold")
+  if threshold is not None and not (
+    isinstance(threshold, int | float) and 0 < threshold <= 1
+  ):
+    raise ValueError(
+      f"{path}: threshold={threshold!r}, expected a confidence above 0 and at "
+      "most 1, or null. Fit it again."
     )
   return Temperature(**values)
 

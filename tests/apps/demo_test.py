@@ -2,13 +2,14 @@
 
 import json
 import re
+import types
 
 import cv2
 import numpy as np
 import pytest
 
 from rcmed_jax import cli
-from rcmed_jax.apps import answering, manifest, settings
+from rcmed_jax.apps import answering, evaluate, manifest, settings
 from rcmed_jax.eval import temperature
 from rcmed_jax.serve.assistant import Question
 
@@ -150,6 +151,29 @@ def test_answers_do_not_depend_on_company_or_padding(run, assistant):
     for target in answer.targets:
       if target.mask_IJ is not None:
         assert target.mask_IJ.shape == question.image_IJC.shape[:2]
+
+
+def test_a_validation_split_gives_the_threshold_of_others(tmp_path):
+  """Chosen before the temperature, kept after it, and not for its own split."""
+  path = tmp_path / answering.TEMPERATURE
+  assert evaluate.kept_threshold(path, "test") is None
+  random = np.random.default_rng(0)
+  confidence = random.uniform(0.05, 0.95, 400)
+  right = (random.random(400) < confidence) * 1.0
+  at_recall = {"threshold": 0.6, "target": 0.9}
+  summary = types.SimpleNamespace(
+    split="validation",
+    claims=tuple(zip(confidence, right, strict=True)),
+    tables={"presence": {"at_recall": at_recall}},
+  )
+  evaluate._calibrate(summary, path)
+  found = evaluate.kept_threshold(path, "test")
+  assert found.split == "validation"
+  assert found.threshold == temperature.load(path).apply([0.6])[0] != 0.6
+  assert evaluate.kept_threshold(path, "validation") is None
+  summary.tables["presence"]["at_recall"] = None  # no class was asked alone
+  evaluate._calibrate(summary, path)
+  assert evaluate.kept_threshold(path, "test") is None
 
 
 def test_confidences_get_the_temperature_of_their_run(run, tmp_path):

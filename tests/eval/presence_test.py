@@ -46,7 +46,7 @@ def test_false_alarms_by_hand():
 def test_threshold_is_the_largest_of_its_recall():
   random = np.random.default_rng(0)
   for count in range(1, 60):
-    there = random.random(count).round(2)
+    there = random.random(count).round(2) + 0.01
     for recall in (0.07, 0.5, 0.9, 0.95, 1.0):
       threshold = presence.threshold_at_recall(there, recall)
       share = np.mean(there >= threshold)
@@ -54,6 +54,15 @@ def test_threshold_is_the_largest_of_its_recall():
       higher = there[there > threshold]
       if higher.size:
         assert np.mean(there >= higher.min()) < recall
+
+
+def test_a_recall_beyond_reach_has_no_threshold():
+  """12 of 100 are denied: no threshold finds 90, and 0 is none."""
+  there = [0.9] * 88 + [0.0] * 12
+  assert presence.threshold_at_recall(there) is None
+  assert presence.reachable(there) == 0.88
+  assert presence.threshold_at_recall(there, 0.88) == 0.9
+  assert presence.reachable([]) is None
 
 
 def test_rounding_asks_for_no_row_more():

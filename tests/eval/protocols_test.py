@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import numpy as np
@@ -15,14 +16,22 @@ WORDS = phrases.Phrases(
 )
 
 
-def _asks(record, config=None, controls=True):
+REGISTRY = Registry.load()
+
+
+def _asks(record, config=None, controls=True, **more):
   found = protocols.asks(
     record,
     record.load(),
     config or EvalConfig(),
-    siblings=SIBLINGS,
-    vocabulary=VOCABULARY,
+    **{
+      "siblings": SIBLINGS,
+      "vocabulary": VOCABULARY,
+      "modalities": ("X-Ray", "computed tomography"),
+      **more,
+    },
     words=WORDS,
+    registry=REGISTRY,
     controls=controls,
   )
   return {
@@ -35,7 +44,9 @@ def test_every_protocol_and_control_is_asked(world):
   record = world[0]  # holds two of the three classes of its dataset
   everything = EvalConfig(protocols=protocols.PROTOCOLS)
   found = _asks(record, everything)
-  assert set(found) == {*protocols.PROTOCOLS, *protocols.CONTROLS}
+  assert set(found) == {
+    *(*protocols.PROTOCOLS, *protocols.CONTROLS, protocols.PRESENT)
+  }
   here = found["named"][0].triplet.classes
   (absent,) = found["negative"]
   assert {*here, absent.target} == set(SIBLINGS)
@@ -43,7 +54,7 @@ def test_every_protocol_and_control_is_asked(world):
   assert absent.target in absent.request.question
   assert found["open"][0].request.classes is None
   assert set(_asks(record, everything, controls=False)) == {
-    *("named", "open", "negative")
+    *("named", "open", "negative", protocols.PRESENT)
   }
 
 
@@ -85,6 +96,82 @@ def test_controls_change_one_thing_each(world):
   assert shuffled.request.image_IJC is named.request.image_IJC
   assert wrong.request.classes[0] not in named.triplet.classes
   assert wrong.target in named.triplet.classes
+  (modality,) = found["wrong_modality"]
+  assert modality.modality == "X-Ray"  # the only other one of the records
+  assert modality.request.question == named.request.question.replace(
+    "computed tomography", "X-Ray"
+  )
+  assert modality.request.image_IJC is named.request.image_IJC
+
+
+def test_an_index_of_one_modality_has_wrong_ones_too(world):
+  found = _asks(world[0], modalities=("computed tomography",))
+  (ask,) = found["wrong_modality"]
+  assert ask.modality != "computed tomography"
+  assert f"{ask.modality} image" in ask.request.question
+
+
+def test_a_present_class_is_asked_as_absent_ones_are(world):
+  """But for the name, the questions are the same; one of each image."""
+  places, classes = set(), set()
+  for number, record in enumerate(world[:4] * 5):
+    record = dataclasses.replace(record, id=f"{number}")
+    found = _asks(record, controls=False, siblings=(*SIBLINGS, "stomach"))
+    (present,) = found["present"]
+    here = present.triplet.classes
+    assert present.target in here
+    assert present.request.classes == (present.target,)
+    forms = {
+      ask.request.question.replace(ask.target, "...")
+      for ask in (present, *found["negative"])
+    }
+    assert len(forms) == 1
+    places.add(here.index(present.target))
+    classes |= forms
+  assert places == {0, 1}  # drawn, not the first
+  assert len(classes) > 3  # templates
+  # Without an absent class there is nothing to compare with.
+  assert "present" not in _asks(world[0], siblings=here)
+
+
+def test_no_question_names_more_classes_than_an_answer_has_masks(world):
+  def named(most, at_once=0):
+    config = EvalConfig(classes_per_question=at_once)
+    found = _asks(world[0], config, controls=False, most=most)["named"]
+    return [len(ask.request.classes) for ask in found]
+
+  assert named(0) == [2]
+  assert named(1) == [1, 1]
+  assert named(1, at_once=2) == [1, 1]
+  assert named(2, at_once=1) == [1, 1]
+  assert named(8) == [2]
+
+
+def test_other_names_of_a_class_that_is_there_are_not_absent(world):
+  """The registry knows the postcava as the inferior vena cava."""
+  triplet = world[0].load()
+  here = ("postcava", *triplet.classes[1:])
+  names = ("inferior vena cava", "IVC", "postcava", "hepar", "liver", "Spleen")
+  found = list(
+    protocols.asks(
+      world[0],
+      dataclasses.replace(triplet, classes=here),
+      EvalConfig(absent_per_image=9),
+      siblings=names,
+      vocabulary=names,
+      modalities=(triplet.modality,),
+      words=WORDS,
+      registry=REGISTRY,
+      controls=True,
+    )
+  )
+  absent = [ask.target for ask in found if ask.kind == "negative"]
+  tasks = [REGISTRY.canonical(name, "ct") for name in absent]
+  assert absent
+  assert len(set(tasks)) == len(tasks)
+  assert "inferior vena cava" not in tasks
+  (wrong,) = (ask for ask in found if ask.kind == "wrong_name")
+  assert wrong.request.classes[0] in ("hepar", "liver", "Spleen")
 
 
 def test_questions_depend_on_seed_and_record_only(world):

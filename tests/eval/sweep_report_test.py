@@ -55,6 +55,7 @@ def write_run(folder, dice):
   for name, lines in (
     ("metrics", rows),
     ("absent", [{"record": "x", "rejected": True}]),
+    ("present", [{"record": "x", "rejected": False}]),
     (
       "recognition",
       [{"record": "x", "classes": ["liver"], "said_classes": ["liver"]}],

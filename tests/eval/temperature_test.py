@@ -96,6 +96,25 @@ def test_a_file_holds_it(tmp_path):
   assert temperature.load(path).split == "other"
 
 
+def test_a_threshold_is_kept_as_calibrated_confidences_have_it(tmp_path):
+  fitted = temperature.fit(*rows(0, 3.0), split="validation")
+  assert fitted.with_threshold(None, 0.9) == fitted
+  found = fitted.with_threshold(0.8, 0.9)
+  assert found.threshold == fitted.apply([0.8])[0] < 0.8
+  assert (found.recall, found.value) == (0.9, fitted.value)
+  path = tmp_path / "temperature.json"
+  temperature.save(path, found)
+  assert temperature.load(path) == found
+  # Files of earlier versions hold none; odd ones are refused.
+  values = dataclasses.asdict(fitted)
+  old = {k: v for k, v in values.items() if k not in ("threshold", "recall")}
+  path.write_text(json.dumps(old))
+  assert temperature.load(path) == fitted
+  path.write_text(json.dumps(values | {"threshold": 0}))
+  with pytest.raises(ValueError, match="threshold=0, expected"):
+    temperature.load(path)
+
+
 @pytest.mark.parametrize(
   "text", ["no json", "[]", '{"value": 1.0}', b"\xff\xfe"]
 )
