@@ -1,6 +1,7 @@
 """One sample: what is known of it before it is read, and what it then holds."""
 
-from collections.abc import Callable
+import collections
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Protocol
 
@@ -28,6 +29,9 @@ class Triplet:
   # What must not lie on both sides of a split: a patient, a volume. A
   # pseudonym; None: the image stands for itself.
   group: str | None = None
+  # Class -> int32[I, J], of classes with several masks: 1, 2... in their order,
+  # 0 outside. Where two lie on one another the first has the pixel.
+  instances: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 class Sample(Protocol):
@@ -96,6 +100,8 @@ class Record:
     """Reads the image and masks; see `Sample`."""
     image_IJC = images.read(self.image)
     merged: dict[str, np.ndarray] = {}
+    instances: dict[str, np.ndarray] = {}
+    counted: collections.Counter[str] = collections.Counter()
     faulty: set[str] = set()
     for path, name in self.masks:
       try:
@@ -106,7 +112,14 @@ class Record:
         on_fault(error)
         faulty.add(name)
         continue
-      merged[name] = merged[name] | mask_IJ if name in merged else mask_IJ
+      if name not in merged:
+        merged[name] = mask_IJ
+        continue
+      if name not in instances:
+        instances[name] = merged[name].astype(np.int32)
+      counted[name] += 1
+      instances[name][mask_IJ & ~merged[name]] = counted[name] + 1
+      merged[name] = merged[name] | mask_IJ
     classes = tuple(name for name in merged if name not in faulty)
     masks_GIJ = np.array([merged[name] for name in classes], bool)
     return Triplet(
@@ -119,4 +132,7 @@ class Record:
       spacing_mm=None,  # PNG and JPEG carry none
       source=self.dataset,
       license=None,
+      instances={
+        name: instances[name] for name in classes if name in instances
+      },
     )

@@ -119,12 +119,17 @@ def _instances(
   registry: Registry,
   name: str,
 ) -> instances.InstanceScore | None:
-  """Connected parts of both masks, of a task that is counted one by one."""
+  """Instances of a task that is counted one by one.
+
+  Those of the reference where the data has several masks of the class; else,
+  and of what is predicted, connected parts.
+  """
   if not registry.task(ask.triplet.modality, name).instances:
     return None
-  return instances.score(
-    instances.from_mask_IJ(pred_IJ), instances.from_mask_IJ(ref_IJ)
-  )
+  ref_labels_IJ = ask.triplet.instances.get(name)
+  if ref_labels_IJ is None:
+    ref_labels_IJ = instances.from_mask_IJ(ref_IJ)
+  return instances.score(instances.from_mask_IJ(pred_IJ), ref_labels_IJ)
 
 
 def _named(ask: Ask, answer: Answer) -> Named:

@@ -110,7 +110,8 @@ def instances(summary: Summary) -> str:
   ]
   return tables.lead(
     "Connected parts of masks as instances, pooled over images; those that "
-    "touch count as one. AP is TP / (TP + FP + FN)."
+    "touch count as one, but in a reference of several masks of the class. AP "
+    "is TP / (TP + FP + FN)."
   ) + tables.plain(heads, rows)
 
 

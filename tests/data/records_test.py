@@ -38,6 +38,12 @@ def test_masks_of_one_class_are_merged(record):
     triplet.masks_GIJ, [inside(UPPER) | inside(LOWER), inside(LOWER)]
   )
   assert triplet.masks_GIJ.dtype == bool
+  # The two masks keep their numbers; a class of one mask has none.
+  (name,) = triplet.instances
+  assert name == "gallbladder"
+  np.testing.assert_array_equal(
+    triplet.instances[name], inside(UPPER) + 2 * inside(LOWER)
+  )
   stored_IJC = cv2.imread(record.image)[..., ::-1]
   np.testing.assert_array_equal(triplet.image_IJC, stored_IJC)
   assert triplet.id == "ct--set--1.png"

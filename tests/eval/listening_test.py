@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import cv2
 import numpy as np
 import pytest
 
@@ -161,6 +162,27 @@ def test_a_threshold_of_another_split_is_applied_and_named():
   assert table["chosen_on"] == "validation"
   assert (table["threshold"], table["recall"]) == (0.55, 0.75)
   assert table["false_alarm"] == 0.25
+
+
+def test_instances_of_the_index_are_used(world, oracle, tmp_path):
+  """Two hairs that touch are two files: 8 x 4 pixels each, one part."""
+  record = next(r for r in world if "hair" in r.classes)
+  masks = [mask for mask in record.masks if mask[1] != "hair"]
+  for number, columns in enumerate((slice(4, 8), slice(8, 12))):
+    mask_IJ = np.zeros((48, 56), np.uint8)
+    mask_IJ[4:12, columns] = 255
+    path = str(tmp_path / f"hair{number}.png")
+    cv2.imwrite(path, mask_IJ)
+    masks.append((path, "hair"))
+  record = dataclasses.replace(record, masks=tuple(masks))
+  config = dataclasses.replace(ALONE, protocols=("named",))
+  summary = evaluate([record], oracle([record]), config, tmp_path / "out")
+  (row,) = summary.tables["instances"]
+  # The whole is predicted as one: IoU 32 / 64 with either, a pair at 0.5.
+  assert (row["reference"], row["predicted"]) == (2, 1)
+  assert row["f1"]["0.5"] == pytest.approx(2 / 3)
+  assert row["pq"] == 0
+  assert summary.dice == pytest.approx(1)
 
 
 def test_names_of_one_task_are_one_task(world, oracle, tmp_path):
