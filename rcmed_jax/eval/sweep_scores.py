@@ -17,15 +17,14 @@ Two intervals say how far a cell's mean could be off, each for another reason:
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
-import json
 import math
 import pathlib
-from typing import Any
 
 import numpy as np
 from scipy import sparse, stats
 
-from rcmed_jax.eval import metrics
+from rcmed_jax.eval import metrics, row_lines
+from rcmed_jax.eval.rows import Absent, MaskScore, Named
 
 SCORES = ("dice", "iou", "recognition", "absent", "false_rejection")
 
@@ -69,23 +68,22 @@ def read(folder: pathlib.Path, split: str) -> dict[str, list[Answer]]:
   """Score -> answers, from the files that an evaluation wrote.
 
   Raises:
-    ValueError: a file is missing, or a line of it is not as `outputs.py`
+    DataError: a file is missing, or a line of it is not as `outputs.py`
       writes it.
   """
   found: dict[str, list[Answer]] = {name: [] for name in SCORES}
-  for row in _rows(folder / f"metrics--{split}.jsonl"):
-    record, task = row["record"], (row["modality"], row["class"])
-    found["dice"].append((record, task, row["dice"]))
-    found["iou"].append((record, task, row["iou"]))
-    found["false_rejection"].append((record, "", float(not row["present"])))
-  for row in _rows(folder / f"absent--{split}.jsonl"):
-    found["absent"].append((row["record"], "", float(row["rejected"])))
-  for row in _rows(folder / f"recognition--{split}.jsonl"):
-    there = {name.lower() for name in row["classes"]}
-    said = {name.lower() for name in row["said_classes"]}
+  for row in row_lines.read(folder / f"metrics--{split}.jsonl", MaskScore):
+    found["dice"].append((row.record, row.task, row.counts.dice))
+    found["iou"].append((row.record, row.task, row.counts.iou))
+    found["false_rejection"].append((row.record, "", float(not row.present)))
+  for row in row_lines.read(folder / f"absent--{split}.jsonl", Absent):
+    found["absent"].append((row.record, "", float(row.rejected)))
+  for row in row_lines.read(folder / f"recognition--{split}.jsonl", Named):
+    there = {name.lower() for name in row.classes}
+    said = {name.lower() for name in row.said_classes}
     for name in sorted(there | said):
       right = float(name in there and name in said)
-      found["recognition"].append((row["record"], "", right))
+      found["recognition"].append((row.record, "", right))
   return found
 
 
@@ -226,17 +224,3 @@ def _weights(images: int, draws: int, seed: int) -> Iterator[np.ndarray]:
         for _ in range(min(_CHUNK, draws - start))
       ]
     ).astype(np.float64)
-
-
-def _rows(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
-  """The lines of a file of an evaluation; errors carry file and line."""
-  if not path.is_file():
-    raise ValueError(f"{path} is missing; evaluate this run again.")
-  with path.open(encoding="utf-8") as file:
-    for number, line in enumerate(file, start=1):
-      try:
-        yield json.loads(line)
-      except json.JSONDecodeError as error:
-        raise ValueError(
-          f"{path}, line {number}: {error}; evaluate this run again."
-        ) from error
