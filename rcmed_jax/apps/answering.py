@@ -206,18 +206,35 @@ def identity(
   averaged: bool = False,
   best: bool = False,
 ) -> str:
-  """What `load_assistant` answers with, in words that another has not."""
+  """What `load_assistant` answers with, in words that another has not.
+
+  Of a run: the settings that weights and answers depend on, and the
+  fingerprints of the checkpoint; two runs of a sweep share seed and step.
+  """
   folder = runs.converted(workdir)
   if folder is not None:
-    digest = hashlib.sha256((folder / store.MANIFEST).read_bytes()).hexdigest()
-    words = [f"converted {digest[:16]}"]
+    words = [f"converted {_short((folder / store.MANIFEST).read_bytes())}"]
   else:
+    told = settings.load(workdir)
+    # Neither the mesh nor earlier questions change a weight.
+    trained = dataclasses.replace(
+      told, eval=EvalConfig(), mesh=meshes.MeshConfig()
+    )
     with checkpoints.Checkpoints(workdir) as saved:
       step = saved.best() if best else saved.latest()
-    words = [f"{settings.load(workdir).train.seed} step {step}"]
-  more = [*classes] if fitted is None else [*classes, fitted]
-  for path in map(epath.Path, more):
+      digest = saved.digest(step)
+    words = [
+      f"settings {_short(settings.to_json(trained).encode())}",
+      f"seed {told.train.seed} step {step}",
+      f"weights {digest[:16]}",
+    ]
+  more = [epath.Path(workdir) / runs.TOKENIZER, *classes]
+  for path in map(epath.Path, more if fitted is None else [*more, fitted]):
     if path.exists():
-      words.append(hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+      words.append(f"{path.name} {_short(path.read_bytes())}")
   words += ["averaged"] * averaged + ["int8"] * in_int8
   return ", ".join(words)
+
+
+def _short(data: bytes) -> str:
+  return hashlib.sha256(data).hexdigest()[:16]

@@ -18,6 +18,7 @@ from rcmed_jax.apps import answering, processes, runs, settings
 from rcmed_jax.data import checks, files, records
 from rcmed_jax.eval import evaluate as evaluation
 from rcmed_jax.eval import presence, report, temperature
+from rcmed_jax.eval.rows import Quarantined
 from rcmed_jax.parallel import hosts
 from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.serve.assistant import Assistant
@@ -27,21 +28,23 @@ def main(argv: Sequence[str]) -> int:
   """Runs the command; see `rcmed evaluate --help`."""
   args, rest = _parser().parse_known_args(argv)
   workdir = args.workdir or runs.newest()
-  if files.is_remote(workdir) and not (args.out and args.temperature):
-    raise ValueError(
-      f"{workdir} lies in a bucket; give --out, a folder on a disk for the "
-      "report, and --temperature, a file on one."
-    )
+  for flag, path in (("--out", args.out), ("--temperature", args.temperature)):
+    if files.is_remote(path or workdir):
+      raise ValueError(
+        f"{path or workdir} lies in a bucket, where nothing of an evaluation "
+        f"can be kept; give {flag}, a path on a disk."
+      )
   told = settings.parse(rest, default=runs.recorded(workdir))
   if args.classes:  # a new class is asked for alone
     asked = dataclasses.replace(told.eval, classes_per_question=1)
     told = dataclasses.replace(told, eval=asked)
-  out = args.out or pathlib.Path(workdir) / "report"
-  fitted = args.temperature or pathlib.Path(workdir) / answering.TEMPERATURE
+  out = pathlib.Path(args.out or pathlib.Path(workdir) / "report")
+  fitted = pathlib.Path(
+    args.temperature or pathlib.Path(workdir) / answering.TEMPERATURE
+  )
   with hosts.started(processes.place(args, "evaluate")):
-    quarantine = checks.Quarantine(
-      out / runs.quarantine_name(jax.process_index())
-    )
+    runs.require_shared(out, "--out")
+    quarantine = _Listed(out / runs.quarantine_name(jax.process_index()))
     items = runs.read_items(
       told, args.index, quarantine, descriptions=args.descriptions
     )
@@ -68,9 +71,9 @@ def main(argv: Sequence[str]) -> int:
         **answering.weights(args),
       ),
       chosen=None if args.calibrate else kept_threshold(fitted, args.split),
+      rejected=quarantine.rows(args.index),
+      calibrate=fitted if args.calibrate else None,
     )
-    if summary and args.calibrate:
-      _calibrate(summary, fitted)
     if summary:
       print(f"evaluate: {headline(summary)} report={out / 'index.html'}")
   return 0
@@ -86,8 +89,42 @@ def kept_threshold(path: epath.PathLike, split: str) -> presence.Chosen | None:
   return presence.Chosen(found.threshold, found.split)
 
 
+class _Listed(checks.Quarantine):
+  """One that knows what was found now; the file holds that of before as well.
+
+  All of it is of the index: what a record lacks is found as it is scored.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    super().__init__(path)
+    self._found: list[checks.DataError] = []
+
+  def add(self, error: checks.DataError) -> None:
+    """Writes the error down, unless it is there already."""
+    super().add(error)
+    self._found.append(error)
+
+  def rows(self, index: str) -> list[Quarantined]:
+    """What was found, by the image where the error tells it."""
+    path = os.path.abspath(index)
+    folder = os.path.join(os.path.dirname(path), "")
+    rows = []
+    for error in self._found:
+      in_index = error.path == path
+      record = error.field if in_index else error.path.removeprefix(folder)
+      field = "index" if in_index else error.field
+      reason = f"{error.message}. {error.remedy}."
+      rows.append(Quarantined(record, error.path, field, reason))
+    return rows
+
+
 def _calibrate(summary: evaluation.Summary, path: pathlib.Path) -> None:
   """Fits the temperature of confidences to a split and keeps it."""
+  if not summary.claims:
+    raise ValueError(
+      f"temperature of split {summary.split!r}: no mask was claimed, nothing "
+      "can be fitted; train longer, or evaluate a larger split."
+    )
   confidences, outcomes = zip(*summary.claims, strict=True)
   found = temperature.fit(confidences, outcomes, split=summary.split)
   at_recall = summary.tables["presence"]["at_recall"]
@@ -132,7 +169,8 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument("--split", default="test", help="names the output files")
   parser.add_argument(
-    "--out", type=pathlib.Path, help="default: <workdir>/report"
+    "--out",
+    help="folder on a disk, which all hosts share; default: <workdir>/report",
   )
   parser.add_argument(
     "--calibrate",
@@ -143,7 +181,6 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--temperature",
-    type=pathlib.Path,
     metavar="JSON",
     help=f"where it is kept; default: <workdir>/{answering.TEMPERATURE}",
   )
@@ -168,15 +205,29 @@ def evaluate(
   training: str | os.PathLike[str] | None,
   model: str = "",
   chosen: presence.Chosen | None = None,
+  rejected: Sequence[Quarantined] = (),
+  calibrate: pathlib.Path | None = None,
 ) -> evaluation.Summary | None:
   """Scores an assistant; the first process writes the files and the page.
+
+  Where the page or the temperature fails, all scores are kept: the same call
+  goes on from there.
 
   Args:
     training: the run whose curves the page shows; None: it was elsewhere.
     model: what answers, so that scores of two models are never mixed.
     chosen: the threshold of presence, chosen on another split.
+    rejected: what the index holds besides the items.
+    calibrate: where the temperature goes that is fitted to the scores; None:
+      none is.
   """
-  summary = evaluation.evaluate(
+
+  def finish(summary: evaluation.Summary) -> None:
+    _report(summary, told, out, training)
+    if calibrate:
+      _calibrate(summary, calibrate)
+
+  return evaluation.evaluate(
     items,
     functools.partial(
       answering.answers, assistant, under_way=told.eval.batch_size
@@ -197,10 +248,9 @@ def evaluate(
     barrier=functools.partial(hosts.barrier, "evaluated"),
     most_targets=told.data.max_targets,
     chosen=chosen,
+    rejected=rejected,
+    finish=finish,
   )
-  if summary:
-    _report(summary, told, out, training)
-  return summary
 
 
 def _report(
@@ -250,4 +300,8 @@ def headline(summary: evaluation.Summary) -> str:
   scores = " ".join(
     f"{name}={value:.4f}" for name, value in values.items() if value is not None
   )
-  return f"{scores} tasks={summary.tasks} images={summary.images}"
+  lost = len(summary.quarantine)
+  return (
+    f"{scores} tasks={summary.tasks} images={summary.images}"
+    + f" quarantined={lost}" * bool(lost)
+  )

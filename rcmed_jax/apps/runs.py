@@ -17,9 +17,11 @@ import dataclasses
 import difflib
 import os
 import pathlib
+import secrets
 
 from etils import epath
 import jax
+import numpy as np
 
 from rcmed_jax.apps import settings
 from rcmed_jax.convert import store
@@ -144,6 +146,33 @@ def start(
   told = with_vocabulary(told, tokenizer)
   _require_same(told, workdir)
   return Run(workdir, told, items, tokenizer, quarantine, held_out)
+
+
+def require_shared(folder: str | os.PathLike[str], flag: str) -> None:
+  """Makes a folder that all processes write to, where all see the same one.
+
+  Args:
+    folder: of a run or a report.
+    flag: what gives another.
+
+  Raises:
+    ValueError: in all of them, names those that see another.
+  """
+  if jax.process_count() == 1:
+    return
+  folder = epath.Path(folder)
+  drawn = np.array([secrets.randbits(31)], np.int32)  # each draws its own
+  path = folder / f"shared-{hosts.all_of(drawn)[0]}"
+  folder.mkdir(parents=True, exist_ok=True)
+  hosts.first_does(lambda: path.write_text(""))
+  seen = hosts.all_of(np.array([path.exists()]))
+  hosts.first_does(lambda: path.unlink(missing_ok=True))
+  if not seen.all():
+    others = ", ".join(map(str, np.flatnonzero(~seen)))
+    raise ValueError(
+      f"process {others} of {len(seen)} does not see {folder}, which process 0 "
+      f"writes to; give a {flag} that all hosts share, on a network disk."
+    )
 
 
 def quarantine_name(process: int) -> str:

@@ -14,6 +14,9 @@ from etils import epath
 # Buckets refuse to write one object more than once a second.
 UPLOAD_EVERY_S = 10.0
 
+# Read at once when looking for the end of the last line.
+_BLOCK_BYTES = 1 << 16
+
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
   """Whether it lies in a bucket."""
@@ -70,10 +73,24 @@ class LineFile:
 
   def lines(self) -> list[str]:
     """The lines on disk or in the bucket, each with its end."""
+    return [line for _, line in self.placed()]
+
+  def placed(self) -> Iterator[tuple[int, str]]:
+    """The same one by one, each after its place, for files of gigabytes."""
     if not self.path.exists():
-      return []
-    whole, end, _ = self.path.read_bytes().rpartition(b"\n")
-    return (whole + end).decode().splitlines(keepends=True)
+      return
+    place = 0
+    with self.path.open("rb") as file:
+      for line in file:
+        if line.endswith(b"\n"):
+          yield place, line.decode()
+        place += len(line)
+
+  def at(self, place: int) -> str:
+    """The line at a place that `placed` told."""
+    with self.path.open("rb") as file:
+      file.seek(place)
+      return file.readline().decode()
 
   def replace(self, lines: Iterable[str]) -> None:
     """Makes these, each with its end, all of the file."""
@@ -106,9 +123,7 @@ class LineFile:
   def _append(self, text: str) -> None:
     self.path.parent.mkdir(parents=True, exist_ok=True)
     if not self._whole and self.path.exists():
-      lines, end, cut = self.path.read_bytes().rpartition(b"\n")
-      if cut:
-        os.truncate(self.path, len(lines + end))
+      _cut(self.path)
     self._whole = False
     with self.path.open("a", encoding="utf-8") as file:
       file.write(text)
@@ -118,6 +133,20 @@ class LineFile:
     write_whole(self.path, "".join(self._lines))
     self._written_at = time.monotonic()
     self._behind = False
+
+
+def _cut(path: epath.Path) -> None:
+  """Removes what follows the last whole line."""
+  with open(path, "r+b") as file:
+    size = start = file.seek(0, os.SEEK_END)
+    end = 0  # where nothing in the file ends a line
+    while start and not end:
+      stop, start = start, max(start - _BLOCK_BYTES, 0)
+      file.seek(start)
+      found = file.read(stop - start).rfind(b"\n")
+      end = start + found + 1 if found >= 0 else 0
+    if end < size:
+      file.truncate(end)
 
 
 @contextlib.contextmanager

@@ -62,6 +62,11 @@ class Sample(Protocol):
     """What a describer wrote of it."""
     ...
 
+  @property
+  def files(self) -> tuple[str, ...]:
+    """Paths of all files that it is read from."""
+    ...
+
   def load(
     self, on_fault: Callable[[DataError], None] | None = None
   ) -> Triplet:
@@ -93,6 +98,11 @@ class Record:
   def classes(self) -> tuple[str, ...]:
     """Class names in the order of their first appearance."""
     return tuple(dict.fromkeys(name for _, name in self.masks))
+
+  @property
+  def files(self) -> tuple[str, ...]:
+    """The image's and the masks'."""
+    return self.image, *(path for path, _ in self.masks)
 
   def load(
     self, on_fault: Callable[[DataError], None] | None = None

@@ -180,6 +180,11 @@ class Stored:
   place: int  # its number in `shards`
   shards: "Shards" = dataclasses.field(repr=False, compare=False)
 
+  @property
+  def files(self) -> tuple[str, ...]:
+    """The shard's, with pixels."""
+    return (self.shards.file_of(self.place),)
+
   def load(
     self, on_fault: Callable[[DataError], None] | None = None
   ) -> Triplet:
@@ -291,6 +296,11 @@ class Shards(Sequence[Stored]):
       for dataset, modality, names in shard.classes:
         table.setdefault((dataset, modality), set()).update(names)
     return {key: tuple(sorted(names)) for key, names in table.items()}
+
+  def file_of(self, place: int) -> str:
+    """The path of the file that holds a sample's pixels."""
+    shard, _ = self._find(place)
+    return f"{self.folder}/{shard.examples_name}"
 
   def example(self, place: int) -> bytes:
     """A sample as it is stored; see `encoded.decode`.

@@ -1,19 +1,16 @@
 """Evaluation of one split: every record read once, asked, scored, written.
 
-A record that cannot be read goes to the quarantine and is counted there; none
-takes its place. Scores do not depend on the number of devices or processes:
-requests are handed over in the order of the records, chunk by chunk, and
-padding, if a model needs any, stays on its side.
+What the index rejects and what cannot be read goes to the quarantine and is
+counted there; nothing takes its place. Scores do not depend on the number of
+devices or processes: requests are handed over in the order of the records,
+chunk by chunk, and padding, if a model needs any, stays on its side.
 """
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
-import hashlib
 import itertools
-import json
 from pathlib import Path
-from typing import Any
 
 from rcmed_jax.data import mixture
 from rcmed_jax.data.checks import DataError
@@ -27,6 +24,8 @@ from rcmed_jax.eval import (
   scoring,
   summary,
   tasks,
+  told,
+  wording,
 )
 from rcmed_jax.eval.protocols import (
   Answer,
@@ -58,11 +57,13 @@ def evaluate(
   barrier: Callable[[], None] = lambda: None,
   most_targets: int = 0,
   chosen: presence.Chosen | None = None,
+  rejected: Sequence[Quarantined] = (),
+  finish: Callable[[Summary], None] = lambda _: None,
 ) -> Summary | None:
   """The summary of a split, after its files are written to `out_dir`.
 
   Stopped, and called again, it goes on after the last chunk of records whose
-  scores it put down.
+  scores it put down; also where `finish` failed.
 
   Args:
     index: the records; all of them tell which classes may be asked as absent,
@@ -78,10 +79,17 @@ def evaluate(
     most_targets: masks in one answer, so that no question names more classes;
       0: any number.
     chosen: the threshold of presence, chosen on another split.
+    rejected: what the index holds besides its records; counted and listed with
+      the records that cannot be read.
+    finish: makes what else is made of the summary; the scores put down are
+      deleted after it.
 
   Raises:
-    ValueError: no record, none that can be read, answers that do not fit
-      their requests, or `out_dir` holds scores of another evaluation.
+    ValueError: no record, none with a target, none that can be read, answers
+      that do not fit their requests, or `out_dir` holds scores of another
+      evaluation.
+    NotImplementedError: the records have descriptions, and the libraries that
+      compare them are not installed.
 
   Source: the released evaluator's files; its protocol differs (it feeds the
   reference answer, here the model generates).
@@ -93,13 +101,18 @@ def evaluate(
     )
   drawn = draw(index, config.limit, config.seed)
   evaluated = [record for record in index if record.id in drawn]
-  told = _told(evaluated, config, split, model)
-  told["most_targets"] = most_targets
-  scores = ledger.Ledger(Path(out_dir) / f"partial--{split}", told, part)
+  _require_scorable(evaluated, config, split)
+  world = _world(index, evaluated, config, most_targets)
+  depends = told.told(
+    *(evaluated, config, world.siblings, world.registry),
+    split=split,
+    model=model,
+    most_targets=most_targets,
+  )
+  scores = ledger.Ledger(Path(out_dir) / f"partial--{split}", depends, part)
   examples = _examples(evaluated, config.gallery, config.seed)
   gallery = overlays.Gallery(examples, config.worst)
   scores.pictures(gallery)
-  world = _world(index, evaluated, config, most_targets)
   records = iter(progress(evaluated))
   count = -(-len(evaluated) // config.chunk)
   for number in range(count):
@@ -112,13 +125,29 @@ def evaluate(
     return None
   gallery = overlays.Gallery(examples, config.worst)
   scores.pictures(gallery)
-  tally = scores.tally(count)
+  tally = Tally(quarantine=list(rejected))
+  tally.extend(scores.tally(count))
   result = summary.summarize(
     tally, config, split, gallery, world.registry, chosen
   )
   outputs.write(result, tally, Path(out_dir))
+  finish(result)
   scores.close()
   return result
+
+
+def _require_scorable(
+  evaluated: Sequence[Sample], config: EvalConfig, split: str
+) -> None:
+  """Raises what would otherwise be found when all is asked."""
+  if not any(record.classes for record in evaluated):
+    raise ValueError(
+      f"split {split!r}: none of {len(evaluated)} records has a target, and "
+      "without a mask to find there is no Dice. Add records with masks"
+      + (", or raise eval.limit." if config.limit else ".")
+    )
+  if "open" in config.protocols and any(r.description for r in evaluated):
+    wording.require()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,24 +188,6 @@ def _world(
     draw(evaluated, config.control_limit, config.seed),
     most_targets,
   )
-
-
-def _told(
-  evaluated: Sequence[Sample], config: EvalConfig, split: str, model: str
-) -> dict[str, Any]:
-  """All that scores depend on, as JSON values."""
-  digest = hashlib.sha256()
-  for record in evaluated:
-    digest.update(json.dumps([record.id, record.classes]).encode())
-  # What tables and pictures are made of the scores, and nothing else.
-  later = {"bootstrap", "batch_size", "confident", "gallery", "worst"}
-  settings = {
-    name: value
-    for name, value in dataclasses.asdict(config).items()
-    if name not in later
-  }
-  told = {"split": split, "model": model, "records": digest.hexdigest()}
-  return json.loads(json.dumps(told | settings))
 
 
 def _chunk(

@@ -10,14 +10,13 @@ import base64
 from collections.abc import Mapping
 import dataclasses
 import json
-import os
 from pathlib import Path
 import shutil
 from typing import Any
 
-from rcmed_jax.eval import overlays, rows
-from rcmed_jax.eval.instances import InstanceScore
-from rcmed_jax.eval.metrics import Counts
+from rcmed_jax.data import files
+from rcmed_jax.data.checks import DataError
+from rcmed_jax.eval import overlays, row_lines, rows
 from rcmed_jax.eval.rows import Tally
 
 _ROWS = {
@@ -30,13 +29,13 @@ _ROWS = {
   "phrases": rows.Phrase,
   "quarantine": rows.Quarantined,
 }
-# Fields that are rows themselves.
-_PARTS = {"counts": Counts, "instances": InstanceScore}
 _PICTURES = ("image", "reference", "prediction")
 
 
 class Ledger:
   """The scores of one evaluation, chunk by chunk.
+
+  In memory are the numbers of the chunks alone.
 
   Args:
     folder: of the ledger alone; made where it is missing.
@@ -45,33 +44,36 @@ class Ledger:
 
   Raises:
     ValueError: the folder holds scores of another evaluation.
+    DataError: a file of it is damaged.
   """
 
   def __init__(self, folder: Path, told: Mapping[str, Any], part: int = 0):
     self.folder = folder
     self._told = told
-    self._path = folder / f"scores-{part}.jsonl"
+    self._file = files.LineFile(folder / f"scores-{part}.jsonl")
     self._pictures = folder / f"pictures-{part}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    self._lines = {}
-    for path in sorted(folder.glob("scores-*.jsonl")):
-      self._lines |= self._read(path)
-    if not self._path.exists():
-      self._append(told)
-    else:
-      _cut_off(self._path)
+    self._kept: list[tuple[str, str]] = []  # the pictures in that file
+    self._chunks = set(self._places())
+    if not any(True for _ in self._file.placed()):
+      self._file.add(json.dumps(told))
 
   def __contains__(self, chunk: int) -> bool:
-    return chunk in self._lines
+    return chunk in self._chunks
 
   def add(self, chunk: int, tally: Tally, gallery: overlays.Gallery) -> None:
     """Puts down a chunk's scores, and all pictures that are kept so far."""
     samples = {s.key: s for s in (*gallery.examples, *gallery.lowest)}
-    text = json.dumps([_sample(one) for one in samples.values()])
-    written = self._pictures.with_suffix(".new")
-    written.write_text(text, encoding="utf-8")
-    written.replace(self._pictures)
-    self._append({"chunk": chunk, **dataclasses.asdict(tally)})
+    if list(samples) != self._kept:
+      text = json.dumps([_sample(one) for one in samples.values()])
+      files.write_whole(self._pictures, text)
+      self._kept = list(samples)
+    lists = {
+      name: [row_lines.of(row) for row in getattr(tally, name)]
+      for name in _ROWS
+    }
+    line = {"chunk": chunk, "images": tally.images, **lists}
+    self._file.add(json.dumps(line))
+    self._chunks.add(chunk)
 
   def pictures(self, gallery: overlays.Gallery) -> None:
     """Adds all pictures that were put down to the gallery."""
@@ -87,10 +89,8 @@ class Ledger:
     Raises:
       ValueError: a chunk is missing.
     """
-    lines: dict[int, dict[str, Any]] = {}
-    for path in sorted(self.folder.glob("scores-*.jsonl")):
-      lines |= self._read(path)
-    missing = sorted(set(range(chunks)) - set(lines))
+    places = self._places()
+    missing = [chunk for chunk in range(chunks) if chunk not in places]
     if missing:
       raise ValueError(
         f"{self.folder}: {len(missing)} of {chunks} chunks have no scores, the "
@@ -98,61 +98,51 @@ class Ledger:
       )
     total = Tally()
     for chunk in range(chunks):
+      file, place = places[chunk]
+      line = json.loads(file.at(place))
       lists = {
-        name: [_row(kind, values) for values in lines[chunk][name]]
+        name: [row_lines.row(kind, one) for one in line[name]]
         for name, kind in _ROWS.items()
       }
-      total.extend(Tally(lines[chunk]["images"], **lists))
+      total.extend(Tally(line["images"], **lists))
     return total
 
   def close(self) -> None:
     """Removes the folder: all has been written elsewhere."""
     shutil.rmtree(self.folder)
 
-  def _read(self, path: Path) -> dict[int, dict[str, Any]]:
-    """Chunk -> its line, of every whole line."""
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    head, *lines = [json.loads(line) for line in whole.split("\n") if line] or [
-      self._told
-    ]
-    if head != self._told:
-      changed = sorted(
-        key
-        for key in head.keys() | self._told.keys()
-        if head.get(key) != self._told.get(key)
-      )
+  def _places(self) -> dict[int, tuple[files.LineFile, int]]:
+    """Chunk -> where its line is, of all that were put down."""
+    found = {}
+    for path in sorted(self.folder.glob("scores-*.jsonl")):
+      file = files.LineFile(path)
+      for number, (place, text) in enumerate(file.placed()):
+        try:
+          line = json.loads(text)
+        except json.JSONDecodeError as error:
+          raise DataError(
+            path,
+            f"line {number + 1}",
+            f"is no JSON: {error}",
+            f"Delete the line, or {self.folder} to begin anew",
+          ) from error
+        if number:
+          found[line["chunk"]] = (file, place)
+        else:
+          self._require_same(line)
+    return found
+
+  def _require_same(self, told: Mapping[str, Any]) -> None:
+    changed = sorted(
+      key
+      for key in told.keys() | self._told.keys()
+      if told.get(key) != self._told.get(key)
+    )
+    if changed:
       raise ValueError(
         f"{self.folder} holds scores of an evaluation with another "
         f"{', '.join(changed)}; delete it to begin anew, or give another --out."
       )
-    return {line["chunk"]: line for line in lines}
-
-  def _append(self, line: Mapping[str, Any]) -> None:
-    with self._path.open("a", encoding="utf-8") as file:
-      file.write(json.dumps(line) + "\n")
-      file.flush()
-      os.fsync(file.fileno())
-
-
-def _cut_off(path: Path) -> None:
-  """Removes what follows the last whole line."""
-  data = path.read_bytes()
-  whole = data.rfind(b"\n") + 1
-  if whole < len(data):
-    with path.open("r+b") as file:
-      file.truncate(whole)
-
-
-def _row(kind: type, values: Mapping[str, Any]) -> Any:
-  """The dataclass that `asdict` and JSON took apart."""
-  fields: dict[str, Any] = {
-    name: tuple(value) if isinstance(value, list) else value
-    for name, value in values.items()
-  }
-  for name, part in _PARTS.items():
-    if fields.get(name) is not None:
-      fields[name] = _row(part, fields[name])
-  return kind(**fields)
 
 
 def _sample(sample: overlays.Sample) -> dict[str, Any]:
@@ -165,4 +155,4 @@ def _sample(sample: overlays.Sample) -> dict[str, Any]:
 def _of_sample(values: dict[str, Any]) -> overlays.Sample:
   for name in _PICTURES:
     values[name] = base64.b64decode(values[name])
-  return _row(overlays.Sample, values)
+  return row_lines.row(overlays.Sample, values)

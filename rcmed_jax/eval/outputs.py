@@ -6,12 +6,12 @@ answers give the same bytes.
 """
 
 from collections.abc import Iterable, Mapping
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
-from rcmed_jax.eval.rows import MaskScore, Tally
+from rcmed_jax.eval import row_lines
+from rcmed_jax.eval.rows import Tally
 from rcmed_jax.eval.summary import Summary
 
 # The release calls these files IoU; what they hold is mean Dice.
@@ -28,28 +28,15 @@ def write(summary: Summary, tally: Tally, out_dir: Path) -> None:
     path = out_dir / f"{file}_iou_avg--{split}.json"
     _write_json(path, {"_note": DICE_NOTE, **dice})
   for file, rows in (
-    ("metrics", map(_mask_line, tally.masks)),
-    ("recognition", map(_line, tally.named)),
-    ("absent", map(_line, tally.absent)),
-    ("present", map(_line, tally.present)),
-    ("controls", map(_line, tally.controls)),
-    ("phrases", map(_line, tally.phrases)),
-    ("quarantine", map(_line, tally.quarantine)),
+    ("metrics", tally.masks),
+    ("recognition", tally.named),
+    ("absent", tally.absent),
+    ("present", tally.present),
+    ("controls", tally.controls),
+    ("phrases", tally.phrases),
+    ("quarantine", tally.quarantine),
   ):
-    _write_lines(out_dir / f"{file}--{split}.jsonl", rows)
-
-
-def _line(row: Any) -> dict[str, Any]:
-  line = dataclasses.asdict(row)
-  if "name" in line:
-    line["class"] = line.pop("name")
-  return line
-
-
-def _mask_line(score: MaskScore) -> dict[str, Any]:
-  line = _line(score)
-  counts = line.pop("counts")
-  return line | counts | {"dice": score.counts.dice, "iou": score.counts.iou}
+    _write_lines(out_dir / f"{file}--{split}.jsonl", map(row_lines.of, rows))
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -7,21 +7,20 @@ never passed over: it is refused, or listed where that was asked for.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import json
 import os
 import pathlib
 import sys
 
 from rcmed_jax.data.checks import DataError
+from rcmed_jax.eval import row_lines
 from rcmed_jax.eval.metrics import Counts
+from rcmed_jax.eval.rows import MaskScore
 from rcmed_jax.eval.tasks import Task
 
 # Where `rcmed evaluate` puts its files in a run's folder.
 FOLDERS = (".", "report")
 
 SHOWN = 3  # examples in an error
-# A line's Dice and that of its counts differ by rounding at most.
-ROUNDING = 1e-6
 
 Key = tuple[str, str]  # a record's id, a class
 
@@ -90,15 +89,10 @@ def read(path: str | os.PathLike[str]) -> dict[Key, Scored]:
     DataError: the file is missing, holds no line, or a line is not of this
       form, contradicts itself, or is of a mask that was there before.
   """
-  try:
-    text = pathlib.Path(path).read_text(encoding="utf-8")
-  except (OSError, UnicodeDecodeError) as error:
-    raise DataError(
-      path, "scores", f"cannot be read: {error}", "Run `rcmed evaluate` again"
-    ) from error
   scores: dict[Key, Scored] = {}
-  for number, line in enumerate(text.splitlines(), 1):
-    key, score = _mask(line, f"{path}, line {number}")
+  for number, row in enumerate(row_lines.read(path, MaskScore), start=1):
+    # Names are in memory once, not once a mask.
+    key = row.record, sys.intern(row.name)
     if key in scores:
       raise DataError(
         f"{path}, line {number}",
@@ -106,7 +100,8 @@ def read(path: str | os.PathLike[str]) -> dict[Key, Scored]:
         f"{_name(key)} comes twice",
         "Evaluate again into an empty folder",
       )
-    scores[key] = score
+    names = sys.intern(row.modality), sys.intern(row.canonical)
+    scores[key] = Scored(names[0], row.counts, names[1])
   if not scores:
     raise DataError(
       path, "scores", "holds no mask", "Evaluate on an index with masks"
@@ -173,48 +168,6 @@ def match(
     for key in both
   )
   return Pairing(pairs, tuple(only_a), tuple(only_b))
-
-
-def _mask(line: str, place: str) -> tuple[Key, Scored]:
-  """Returns one line's mask; `place` names it in errors."""
-  remedy = "Evaluate again, or delete a last line that broke off"
-  try:
-    row = json.loads(line)
-    key = (row["record"], row["class"])
-    modality = row["modality"]
-    canonical = row.get("canonical", "")  # earlier versions have none
-    numbers = [row[name] for name in ("inter", "pred", "ref")]
-  except (json.JSONDecodeError, KeyError, TypeError) as error:
-    raise DataError(
-      place,
-      "line",
-      "expected a JSON object with record, class, modality, inter, pred and "
-      f"ref, received {line[:60]!r}",
-      remedy,
-    ) from error
-  for text in (*key, modality, canonical):
-    if not isinstance(text, str):
-      raise DataError(place, "line", f"expected a text, not {text!r}", remedy)
-  if any(type(number) is not int for number in numbers):
-    raise DataError(place, "inter", f"expected integers, not {numbers}", remedy)
-  inter, pred, ref = numbers
-  counts = Counts(inter, pred, ref)
-  if not 0 <= inter <= min(pred, ref):
-    raise DataError(
-      place, "inter", f"{inter} pixels of {pred} and {ref} are shared", remedy
-    )
-  told = row.get("dice", counts.dice)
-  is_number = isinstance(told, int | float)
-  if not is_number or not abs(told - counts.dice) <= ROUNDING:
-    raise DataError(
-      place,
-      "dice",
-      f"{told!r} is not that of its counts, {counts.dice}",
-      remedy,
-    )
-  # A class and a modality are in memory once, not once a mask.
-  names = sys.intern(modality), sys.intern(canonical)
-  return (key[0], sys.intern(key[1])), Scored(names[0], counts, names[1])
 
 
 def _name(key: Key) -> str:

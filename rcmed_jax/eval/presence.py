@@ -127,8 +127,15 @@ def operate(
 
 def _checked(confidences: Sequence[float]) -> np.ndarray:
   confidence_P = np.array(confidences, np.float64)
-  if confidence_P.ndim != 1 or not np.isfinite(confidence_P).all():
+  if confidence_P.ndim != 1:
     raise ValueError(
-      f"Expected a list of finite confidences, received {confidences}."
+      f"Expected a list of confidences, received the shape "
+      f"{confidence_P.shape}."
+    )
+  odd = np.flatnonzero(~np.isfinite(confidence_P))
+  if odd.size:
+    raise ValueError(
+      f"{odd.size} of {confidence_P.size} confidences are not finite; number "
+      f"{odd[0]} is {confidence_P[odd[0]]}."
     )
   return confidence_P

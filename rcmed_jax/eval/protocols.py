@@ -94,6 +94,9 @@ class EvalConfig:
         raise ValueError(
           f"eval.{field}={getattr(self, field)} must be at least 1."
         )
+    for field, value in dataclasses.asdict(self).items():
+      if isinstance(value, int | float) and field != "seed" and not value >= 0:
+        raise ValueError(f"eval.{field}={value} must be at least 0.")
     if 0 < self.bootstrap < 100:
       raise ValueError(
         f"eval.bootstrap={self.bootstrap} is too few for a 95% interval; "

@@ -6,6 +6,7 @@ not known, with the defaults.
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import hashlib
 import importlib.resources
 import os
 import pathlib
@@ -70,6 +71,11 @@ class Registry:
         "which replaces it",
       )
     return cls(*_joined(infos, names, more, more_names))
+
+  def digest(self) -> str:
+    """What no registry of other tasks or other names has."""
+    held = repr((self.infos, sorted(self._names.items())))
+    return hashlib.sha256(held.encode()).hexdigest()
 
   def canonical(self, name: str, modality: str) -> str:
     """Returns the canonical name: of "GB", "gallbladder".

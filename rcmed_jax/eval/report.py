@@ -11,9 +11,7 @@ import json
 import os
 from pathlib import Path
 
-from etils import epath
-
-from rcmed_jax.data import web_page
+from rcmed_jax.data import files, web_page
 from rcmed_jax.eval import charts, sections, sections_trust
 from rcmed_jax.eval.summary import Summary
 
@@ -100,12 +98,13 @@ def read_curves(
 ) -> dict[str, tuple[list[float], list[float]]]:
   """Returns name -> (steps, values) for every number in a metrics.jsonl.
 
+  None where the file is missing. A last line that a kill cut short is no line.
+
   Raises:
     ValueError: a line is not a JSON object with a `step`.
   """
   curves = collections.defaultdict(lambda: ([], []))
-  lines = epath.Path(path).read_text(encoding="utf-8").splitlines()
-  for number, line in enumerate(lines, start=1):
+  for number, line in enumerate(files.LineFile(path).lines(), start=1):
     try:
       row = json.loads(line)
       step = row["step"]

@@ -42,7 +42,8 @@ def score(
   """Adds one answer to the tally, and to the gallery if it is shown.
 
   Raises:
-    ValueError: a mask is not on the grid of the request's image.
+    ValueError: a mask is not on the grid of the request's image, or a
+      confidence is not one.
   """
   if ask.kind == "named":
     scores = _mask_scores(ask, answer, registry)
@@ -289,6 +290,12 @@ def _claim(ask: Ask, answer: Answer, name: str | None = None) -> _Claim:
   ]
   mask_IJ = np.zeros(shape, bool)
   for target in found:
+    if not 0 <= target.confidence <= 1:
+      raise ValueError(
+        f"{ask.record.id}: the confidence of {target.name!r} is "
+        f"{target.confidence}, expected 0..1; the model's numbers are not "
+        "finite, or its temperature is wrong."
+      )
     if target.mask_IJ is None:
       continue
     if target.mask_IJ.shape != shape:

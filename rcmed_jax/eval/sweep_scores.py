@@ -18,21 +18,19 @@ Two intervals say how far a cell's mean could be off, each for another reason:
 from collections.abc import (
   Hashable,
   Iterable,
-  Iterator,
   Mapping,
   Sequence,
   Set,
 )
 import dataclasses
-import json
 import math
 import pathlib
-from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from rcmed_jax.eval import metrics, resampling
+from rcmed_jax.eval import metrics, resampling, row_lines
+from rcmed_jax.eval.rows import Absent, MaskScore, Named, Present
 
 SCORES = ("dice", "iou", "recognition", "absent", "false_rejection")
 
@@ -75,26 +73,23 @@ def read(folder: pathlib.Path, split: str) -> dict[str, list[Answer]]:
   """Score -> answers, from the files that an evaluation wrote.
 
   Raises:
-    ValueError: a file is missing, or a line of it is not as `outputs.py`
+    DataError: a file is missing, or a line of it is not as `outputs.py`
       writes it.
   """
   found: dict[str, list[Answer]] = {name: [] for name in SCORES}
-  for row in _rows(folder / f"metrics--{split}.jsonl"):
-    # Earlier versions have no canonical name.
-    name = row.get("canonical") or row["class"]
-    record, task = row["record"], (row["modality"], name)
-    found["dice"].append((record, task, row["dice"]))
-    found["iou"].append((record, task, row["iou"]))
-  for row in _rows(folder / f"present--{split}.jsonl"):
-    found["false_rejection"].append((row["record"], "", float(row["rejected"])))
-  for row in _rows(folder / f"absent--{split}.jsonl"):
-    found["absent"].append((row["record"], "", float(row["rejected"])))
-  for row in _rows(folder / f"recognition--{split}.jsonl"):
-    there = {name.lower() for name in row["classes"]}
-    said = {name.lower() for name in row["said_classes"]}
+  for row in row_lines.read(folder / f"metrics--{split}.jsonl", MaskScore):
+    found["dice"].append((row.record, row.task, row.counts.dice))
+    found["iou"].append((row.record, row.task, row.counts.iou))
+  for row in row_lines.read(folder / f"present--{split}.jsonl", Present):
+    found["false_rejection"].append((row.record, "", float(row.rejected)))
+  for row in row_lines.read(folder / f"absent--{split}.jsonl", Absent):
+    found["absent"].append((row.record, "", float(row.rejected)))
+  for row in row_lines.read(folder / f"recognition--{split}.jsonl", Named):
+    there = {name.lower() for name in row.classes}
+    said = {name.lower() for name in row.said_classes}
     for name in sorted(there | said):
       right = float(name in there and name in said)
-      found["recognition"].append((row["record"], "", right))
+      found["recognition"].append((row.record, "", right))
   return found
 
 
@@ -223,17 +218,3 @@ def _resampled(
   return _Score(
     metrics.mean(found.mean_G), found.macro_K, found.worth, found.drawn
   )
-
-
-def _rows(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
-  """The lines of a file of an evaluation; errors carry file and line."""
-  if not path.is_file():
-    raise ValueError(f"{path} is missing; evaluate this run again.")
-  with path.open(encoding="utf-8") as file:
-    for number, line in enumerate(file, start=1):
-      try:
-        yield json.loads(line)
-      except json.JSONDecodeError as error:
-        raise ValueError(
-          f"{path}, line {number}: {error}; evaluate this run again."
-        ) from error

@@ -16,6 +16,7 @@ import importlib
 import math
 from typing import Any
 
+_LIBRARIES = _BLEU, _ROUGE = "sacrebleu.metrics", "rouge_score.rouge_scorer"
 ROUGES = ("rouge1", "rouge2", "rougeL")
 
 
@@ -55,8 +56,8 @@ def compare(texts: Sequence[str], references: Sequence[str]) -> Wording:
       f"{empty} of {len(references)} references are empty; leave out images "
       "without a description."
     )
-  bleu = _library("sacrebleu.metrics").BLEU()
-  scorer = _library("rouge_score.rouge_scorer").RougeScorer(ROUGES)
+  bleu = _library(_BLEU).BLEU()
+  scorer = _library(_ROUGE).RougeScorer(ROUGES)
   rows = [
     scorer.score(reference, text)
     for text, reference in zip(texts, references, strict=True)
@@ -71,6 +72,12 @@ def compare(texts: Sequence[str], references: Sequence[str]) -> Wording:
     },
     signature=str(bleu.get_signature()),
   )
+
+
+def require() -> None:
+  """Raises NotImplementedError where `compare` would, for want of a library."""
+  for name in _LIBRARIES:
+    _library(name)
 
 
 def _library(name: str) -> Any:

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -235,6 +236,30 @@ class Checkpoints:
       return self._meta(step)[0]
     except _READ_ERRORS as error:
       raise self._unreadable(step, error) from error
+
+  def digest(self, step: int | None = None) -> str:
+    """What a checkpoint of other weights has not; no array is read for it.
+
+    Of one from before there were fingerprints, it tells the meta alone.
+
+    Args:
+      step: of the checkpoint; None: the newest.
+
+    Raises:
+      ValueError: there is no checkpoint, or its meta is damaged.
+    """
+    step = self._newest() if step is None else step
+    try:
+      meta, check = self._meta(step)
+    except _READ_ERRORS as error:
+      raise self._unreadable(step, error) from error
+    held = {
+      name: check[name]
+      for name in ("trainable", "average", "frozen")
+      if name in check
+    }
+    text = json.dumps([step, held or meta], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
   def best(self) -> int:
     """The step that did best on the held-out set, as the newest tells.

@@ -3,17 +3,21 @@ import json
 import pytest
 
 from rcmed_jax.apps import compare
+from rcmed_jax.eval import row_lines
+from rcmed_jax.eval.metrics import Counts
+from rcmed_jax.eval.rows import MaskScore
 
 
 def _run(folder, scores):
   """A run's folder with a report; class "liver", 10 pixels each."""
   (folder / "report").mkdir(parents=True)
   rows = [
-    {"record": record, "class": "liver", "modality": "ct"}
-    | {"inter": inter, "pred": 10, "ref": 10}
+    MaskScore(
+      record, "toy", "ct", "liver", Counts(inter, 10, 10), 0.5, True, 0.9
+    )
     for record, inter in scores.items()
   ]
-  text = "".join(json.dumps(row) + "\n" for row in rows)
+  text = "".join(json.dumps(row_lines.of(row)) + "\n" for row in rows)
   (folder / "report/metrics--valid.jsonl").write_text(text)
   return str(folder)
 

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from rcmed_jax.apps import runs, settings
@@ -63,3 +64,40 @@ def test_what_other_processes_could_not_use_is_taken_in(told, tmp_path):
   assert not list(tmp_path.glob("quarantine-*"))
   lines = (tmp_path / "quarantine.jsonl").read_text().splitlines()
   assert [json.loads(line)["path"] for line in lines] == list("abcd")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_folder_that_not_all_processes_see_is_refused(
+  tmp_path, monkeypatch, shared
+):
+  """The second of two, whose disk is its own or the first's."""
+  first, mine = tmp_path / "first", tmp_path / ("first" if shared else "mine")
+  asked = []
+
+  def all_of(rows):
+    asked.append(rows.tolist())
+    first_says = [1234] if len(asked) == 1 else [True]
+    return np.array([*first_says, *rows])
+
+  def first_does(action):
+    del action  # it is done where the first is
+    first.mkdir(exist_ok=True)
+    mark = first / "shared-1234"
+    mark.unlink() if mark.exists() else mark.touch()
+
+  monkeypatch.setattr(runs.jax, "process_count", lambda: 2)
+  monkeypatch.setattr(runs.hosts, "all_of", all_of)
+  monkeypatch.setattr(runs.hosts, "first_does", first_does)
+  if shared:
+    runs.require_shared(mine, "--out")
+  else:
+    with pytest.raises(
+      ValueError, match=r"process 1 of 2 does not see .*mine.*give a --out"
+    ):
+      runs.require_shared(mine, "--out")
+  assert not list(first.iterdir())
+
+
+def test_one_process_shares_with_nobody(tmp_path):
+  runs.require_shared(tmp_path / "report", "--out")
+  assert not (tmp_path / "report").exists()

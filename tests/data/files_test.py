@@ -39,6 +39,29 @@ def test_a_line_that_was_cut_short_gives_way_to_the_next(tmp_path):
   assert path.read_text() == "one\ntwo\nthree\n"
 
 
+@pytest.mark.parametrize(
+  ("whole", "cut"), [(0, 1), (0, 300_000), (1, 0), (1, 300_000), (9000, 5)]
+)
+def test_what_follows_the_last_line_goes_however_long_it_is(
+  tmp_path, whole, cut
+):
+  path = tmp_path / "a.jsonl"
+  lines = "line\n" * whole + "long" * 20_000 * bool(whole) + "\n" * bool(whole)
+  path.write_text(lines + "x" * cut)
+  file = files.LineFile(path)
+  file.add("next")
+  assert path.read_text() == lines + "next\n"
+
+
+def test_lines_are_found_again_by_their_places(tmp_path):
+  path = tmp_path / "a.jsonl"
+  assert list(files.LineFile(path).placed()) == []
+  path.write_text("\u00e9in\nzwei\ndr")
+  file = files.LineFile(path)
+  assert list(file.placed()) == [(0, "\u00e9in\n"), (5, "zwei\n")]
+  assert file.at(5) == "zwei\n"
+
+
 @pytest.mark.parametrize("data", ["new\n", b"\0new"])
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, data, monkeypatch):
   path = tmp_path / "a.json"

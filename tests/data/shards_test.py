@@ -74,6 +74,12 @@ def test_it_is_a_sequence(original):
     built[len(built)]
 
 
+def test_samples_tell_the_files_that_hold_them(original):
+  for stored in Shards(original, "train"):
+    (path,) = stored.files
+    assert stored.id.encode() in pathlib.Path(path).read_bytes()
+
+
 def test_classes_are_known_without_headers(original, monkeypatch):
   built = Shards(original, "train")
   slow = readers.class_table(list(built))

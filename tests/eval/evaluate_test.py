@@ -1,13 +1,14 @@
 import dataclasses
 import json
 import pathlib
+import sys
 
 import numpy as np
 import pytest
 
 from rcmed_jax.data.records import Record
 from rcmed_jax.eval import evaluate as evaluate_lib
-from rcmed_jax.eval import surfaces
+from rcmed_jax.eval import protocols, rows, surfaces
 from rcmed_jax.eval.evaluate import EvalConfig, evaluate
 from rcmed_jax.eval.registry import Registry
 
@@ -299,8 +300,156 @@ def test_scores_of_two_evaluations_are_not_mixed(world, oracle, tmp_path):
   other = EvalConfig(chunk=5, absent_per_image=1)
   with pytest.raises(ValueError, match="another absent_per_image"):
     evaluate(world, oracle(world), other, tmp_path, model="step 6")
-  with pytest.raises(ValueError, match="another records"):
+  with pytest.raises(ValueError, match=r"another .*, records"):
     evaluate(world[:7], oracle(world), CONFIG, tmp_path, model="step 6")
+
+
+def _stopped(index, config, folder):
+  """Begins an evaluation that scores nothing."""
+
+  def dies(requests):
+    raise Killed
+    yield  # a generator
+
+  with pytest.raises(Killed):
+    evaluate(index, dies, config, folder)
+
+
+def _description(world):
+  return [dataclasses.replace(world[0], description="other"), *world[1:]]
+
+
+def _mask_file(world):
+  ((path, name), *masks) = world[0].masks
+  masks = ((path + ".other", name), *masks)
+  return [dataclasses.replace(world[0], masks=masks), *world[1:]]
+
+
+def _picture(world):
+  path = pathlib.Path(world[0].image)
+  path.write_bytes(path.read_bytes() + b" ")
+  return world
+
+
+def _other_class(world):
+  (*masks, (path, _)) = world[-1].masks
+  masks = (*masks, (path, "mole"))
+  return [*world[:-1], dataclasses.replace(world[-1], masks=masks)]
+
+
+@pytest.mark.parametrize(
+  ("change", "named"),
+  [
+    (_description, "descriptions"),
+    (_mask_file, "files, sizes of files"),
+    (_picture, "sizes of files"),
+    (_other_class, "classes"),
+  ],
+)
+def test_what_scores_depend_on_is_not_mixed(
+  world, oracle, tmp_path, change, named
+):
+  """Also the classes of records that `limit` leaves out."""
+  drawn = protocols.draw(world, 5, seed=0)
+  index = sorted(world, key=lambda record: record.id not in drawn)
+  assert index[-1].id not in drawn
+  config = dataclasses.replace(CONFIG, limit=5)
+  _stopped(index, config, tmp_path)
+  with pytest.raises(ValueError, match=rf"with another {named}; delete it"):
+    evaluate(change(index), oracle(world), config, tmp_path)
+
+
+def test_tasks_and_pictures_are_not_mixed(world, oracle, tmp_path):
+  """The file of tasks may lie elsewhere, and must hold the same."""
+  lines = (
+    "class,modalities,kind,tolerance_mm,tolerance_source\n"
+    "liver,ct,organ,{},us\n"
+  )
+  files = [tmp_path / name for name in ("a.csv", "b.csv", "c.csv")]
+  for file, tolerance in zip(files, (1, 1, 2), strict=True):
+    file.write_text(lines.format(tolerance))
+  first, same, other = (
+    dataclasses.replace(CONFIG, tasks=str(file)) for file in files
+  )
+  _stopped(world, first, tmp_path / "out")
+  _stopped(world, same, tmp_path / "out")
+  with pytest.raises(ValueError, match="with another tasks; delete it"):
+    evaluate(world, oracle(world), other, tmp_path / "out")
+  more = dataclasses.replace(first, worst=5, gallery=3, bootstrap=0)
+  with pytest.raises(ValueError, match="with another gallery, worst; delete"):
+    evaluate(world, oracle(world), more, tmp_path / "out")
+
+
+def test_scores_stay_until_all_is_made_of_them(world, oracle, tmp_path):
+  model = oracle(world, shift=1)
+  evaluate(world, model, CONFIG, tmp_path / "whole")
+
+  def fails(summary):
+    assert (tmp_path / "out" / "summary--test.json").exists()
+    raise FileNotFoundError("metrics.jsonl")
+
+  with pytest.raises(FileNotFoundError):
+    evaluate(world, model, CONFIG, tmp_path / "out", finish=fails)
+  model.requests.clear()
+  made = []
+  found = evaluate(world, model, CONFIG, tmp_path / "out", finish=made.append)
+  assert not model.requests
+  assert made == [found]
+  assert _files(tmp_path / "out") == _files(tmp_path / "whole")
+
+
+def test_what_the_index_rejects_is_counted_and_listed(world, oracle, tmp_path):
+  rejected = [rows.Quarantined("images/a.png", "a.png", "modality", "unknown")]
+  pathlib.Path(world[5].image).write_bytes(b"not a picture")
+  summary = evaluate(world, oracle(world), CONFIG, tmp_path, rejected=rejected)
+  assert summary.tables["quarantined"] == 2
+  assert summary.images == 11
+  assert [row.record for row in summary.quarantine] == [
+    "images/a.png",
+    world[5].id,
+  ]
+  lines = _lines(tmp_path / "quarantine--test.jsonl")
+  assert [line["record"] for line in lines] == ["images/a.png", world[5].id]
+
+
+def test_records_without_a_target_are_refused_before_the_first_question(
+  world, oracle, tmp_path
+):
+  model = oracle(world)
+  empty = [dataclasses.replace(record, masks=()) for record in world]
+  with pytest.raises(ValueError, match="none of 12 records has a target"):
+    evaluate(empty, model, CONFIG, tmp_path)
+  assert not model.requests
+  assert not tmp_path.joinpath("partial--test").exists()
+
+
+def test_a_library_that_is_missing_is_missed_before_the_first_question(
+  world, oracle, tmp_path, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+  model = oracle(world)
+  with pytest.raises(NotImplementedError, match="need sacrebleu"):
+    evaluate(world, model, CONFIG, tmp_path)
+  assert not model.requests
+  named = dataclasses.replace(CONFIG, protocols=("named",))
+  assert evaluate(world, model, named, tmp_path)
+
+
+@pytest.mark.parametrize("confidence", [float("nan"), 1.5, -0.1])
+def test_a_confidence_that_is_none_is_named_when_it_is_said(
+  world, oracle, tmp_path, confidence
+):
+  model = oracle(world)
+  honest = model.found
+
+  def odd(name, masks):
+    return dataclasses.replace(honest(name, masks), confidence=confidence)
+
+  model.found = odd
+  with pytest.raises(ValueError, match=r"images/\S+: the confid") as caught:
+    evaluate(world, model, CONFIG, tmp_path)
+  assert len(str(caught.value)) < 250
+  assert len(model.requests) < 4
 
 
 def test_order_of_records_changes_no_score(world, oracle, tmp_path):

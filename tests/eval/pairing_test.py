@@ -3,17 +3,20 @@ import json
 import pytest
 
 from rcmed_jax.data.checks import DataError
-from rcmed_jax.eval import pairing
+from rcmed_jax.eval import pairing, row_lines
 from rcmed_jax.eval.compare import compare
 from rcmed_jax.eval.evaluate import EvalConfig, evaluate
 from rcmed_jax.eval.metrics import Counts
 from rcmed_jax.eval.pairing import Scored, match
+from rcmed_jax.eval.rows import MaskScore
 from rcmed_jax.eval.tasks import Task
 
 
 def _line(record="a", name="liver", inter=5, pred=10, ref=10, **more):
-  row = {"record": record, "class": name, "modality": "ct", "inter": inter}
-  return json.dumps({**row, "pred": pred, "ref": ref, **more})
+  row = MaskScore(
+    record, "toy", "ct", name, Counts(inter, pred, ref), 0.5, True, 0.9
+  )
+  return json.dumps({**row_lines.of(row), **more})
 
 
 def _write(folder, *lines):
@@ -29,7 +32,7 @@ def _scored(ref=10, inter=5, modality="ct"):
 def test_lines_are_read_by_record_and_class(tmp_path):
   path = _write(
     tmp_path,
-    _line(dataset="toy", hd95_mm=None, dice=0.5),
+    _line(),
     _line("b", "left kidney", 3, 4, 6),
   )
   found = pairing.read(path)
@@ -39,35 +42,13 @@ def test_lines_are_read_by_record_and_class(tmp_path):
   }
 
 
-@pytest.mark.parametrize(
-  ("lines", "message"),
-  [
-    ((), "holds no mask"),
-    ((_line(), '{"record": "b", "cl'), "line 2: line: expected a JSON object"),
-    (('{"record": "a"}',), "line 1: line: expected a JSON object"),
-    (("[1]",), "line 1: line: expected a JSON object"),
-    ((_line(), _line()), "line 2: record: 'liver' of a comes twice"),
-    ((_line(inter=1.5),), "line 1: inter: expected integers"),
-    ((_line(inter=True),), "line 1: inter: expected integers"),
-    ((_line(inter=11),), "line 1: inter: 11 pixels of 10 and 10"),
-    ((_line(inter=-1),), "line 1: inter: -1 pixels"),
-    ((_line(record=7),), "line 1: line: expected a text, not 7"),
-    ((_line(dice=0.6),), "line 1: dice: 0.6 is not that of its counts, 0.5"),
-    ((_line(dice="0.5"),), "line 1: dice: '0.5' is not that of its counts"),
-    ((_line(dice=float("nan")),), "line 1: dice: nan is not that of its"),
-  ],
-)
-def test_faulty_lines_are_refused(tmp_path, lines, message):
-  with pytest.raises(DataError, match=message):
-    pairing.read(_write(tmp_path, *lines))
-
-
-def test_files_that_are_missing_or_no_text(tmp_path):
-  with pytest.raises(DataError, match="cannot be read"):
-    pairing.read(tmp_path / "none.jsonl")
-  (tmp_path / "bytes").write_bytes(b"\xff\xfe")
-  with pytest.raises(DataError, match="cannot be read"):
-    pairing.read(tmp_path / "bytes")
+def test_what_is_no_score_is_refused(tmp_path):
+  with pytest.raises(DataError, match="holds no mask"):
+    pairing.read(_write(tmp_path))
+  with pytest.raises(DataError, match="line 2: record: 'liver' of a comes twi"):
+    pairing.read(_write(tmp_path, _line(), _line()))
+  with pytest.raises(DataError, match=r"line 1: dice: 0\.6 is not that of its"):
+    pairing.read(_write(tmp_path, _line(dice=0.6)))
 
 
 def test_a_run_is_found_where_evaluation_puts_it(tmp_path):

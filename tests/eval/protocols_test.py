@@ -204,6 +204,10 @@ def test_draw_is_independent_of_order(world):
     ({"protocols": ("open",)}, "lacks 'named'"),
     ({"batch_size": 0}, "at least 1"),
     ({"bootstrap": 10}, "at least 100"),
+    ({"bootstrap": -1}, r"eval\.bootstrap=-1 must be at least 0"),
+    ({"limit": -5}, r"eval\.limit=-5 must be at least 0"),
+    ({"confident": -0.5}, r"eval\.confident=-0\.5 must be at least 0"),
+    ({"present_quality": float("nan")}, r"eval\.present_quality=nan must"),
   ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

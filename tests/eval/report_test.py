@@ -151,9 +151,11 @@ def test_same_summary_same_bytes(summary, tmp_path):
 
 def test_curves_are_read_by_name(tmp_path):
   path = tmp_path / "metrics.jsonl"
-  path.write_text('{"step": 1, "loss": 2.0, "host": "x"}\n{"step": 3, "lr": 1}')
+  assert report.read_curves(path) == {}
+  whole = '{"step": 1, "loss": 2.0, "host": "x"}\n{"step": 3, "lr": 1}\n'
+  path.write_text(whole + '{"step": 4, "lo')  # as a kill leaves it
   assert report.read_curves(path) == {"loss": ([1], [2.0]), "lr": ([3], [1])}
-  path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+  path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo\n')
   with pytest.raises(ValueError, match=r"line 2: expected.*repair"):
     report.read_curves(path)
 

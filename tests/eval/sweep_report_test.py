@@ -4,7 +4,9 @@ import re
 
 import pytest
 
-from rcmed_jax.eval import sweep_plot, sweep_report
+from rcmed_jax.eval import row_lines, sweep_plot, sweep_report
+from rcmed_jax.eval.metrics import Counts
+from rcmed_jax.eval.rows import Absent, MaskScore, Named, Present
 from rcmed_jax.eval.sweep_scores import Estimate
 from rcmed_jax.eval.sweep_text import Run, Told, caution
 
@@ -39,32 +41,33 @@ def write_run(folder, dice):
   """An evaluated run of two images, one task each, as `outputs` writes it."""
   report = folder / "report"
   report.mkdir(parents=True)
-  rows = [
-    {
-      "record": image,
-      "modality": "CT",
-      "class": name,
-      "dice": value,
-      "iou": value / (2 - value),
-      "present": value > 0,
-    }
+  masks = [
+    MaskScore(
+      record=image,
+      dataset="toy",
+      modality="CT",
+      name=name,
+      counts=Counts(round(1000 * value), 1000, 1000),
+      box_iou=value,
+      present=value > 0,
+      confidence=value,
+    )
     for (image, name), value in zip(
       (("x", "liver"), ("y", "spleen")), dice, strict=True
     )
   ]
-  for name, lines in (
-    ("metrics", rows),
-    ("absent", [{"record": "x", "rejected": True}]),
-    ("present", [{"record": "x", "rejected": False}]),
-    (
-      "recognition",
-      [{"record": "x", "classes": ["liver"], "said_classes": ["liver"]}],
-    ),
+  for name, rows in (
+    ("metrics", masks),
+    ("absent", [Absent("x", "toy", "CT", "heart", True, 0.0)]),
+    ("present", [Present("x", "toy", "CT", "liver", False, 1.0)]),
+    ("recognition", [Named("x", "CT", "CT", ("liver",), ("liver",))]),
   ):
-    text = "".join(json.dumps(line) + "\n" for line in lines)
+    text = "".join(json.dumps(row_lines.of(row)) + "\n" for row in rows)
     (report / f"{name}--test.jsonl").write_text(text)
   rates = [{"step": step, "images_per_s": rate} for step, rate in SPEED.items()]
-  (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rates)))
+  (folder / "metrics.jsonl").write_text(
+    "".join(json.dumps(line) + "\n" for line in rates)
+  )
 
 
 SPEED = {10: 20.0, 20: 40.0, 30: 40.0}  # images per second

@@ -126,6 +126,8 @@ def test_recognition_counts_names_once_in_any_case(evaluated):
   folder, _ = evaluated
   row = {
     "record": "x",
+    "modality": "ct",
+    "said_modality": None,
     "classes": ["Liver", "spleen"],
     "said_classes": ["liver", "kidney"],
   }
@@ -142,5 +144,5 @@ def test_missing_and_cut_files_are_named(evaluated):
   with pytest.raises(ValueError, match=rf"jsonl, line {lines}: .*again"):
     sweep_scores.read(folder, "test")
   path.unlink()
-  with pytest.raises(ValueError, match="is missing; evaluate"):
+  with pytest.raises(ValueError, match=r"cannot be read.*evaluate"):
     sweep_scores.read(folder, "test")

@@ -70,3 +70,5 @@ def test_a_missing_library_is_named(monkeypatch):
   monkeypatch.setattr(importlib, "import_module", missing)
   with pytest.raises(NotImplementedError, match=r"rcmed-jax\[wording\]"):
     wording.compare(["a"], ["a"])
+  with pytest.raises(NotImplementedError, match=r"rcmed-jax\[wording\]"):
+    wording.require()

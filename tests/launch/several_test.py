@@ -17,6 +17,7 @@ import psutil
 import pytest
 import toy
 
+from launch import local
 from rcmed_jax.data import phantoms
 from rcmed_jax.parallel import hosts
 from rcmed_jax.train import checkpoints
@@ -160,6 +161,37 @@ def test_two_processes_evaluate_as_one(two, train, tmp_path):
     )
   assert "summary--test.json" in outputs[0]
   assert outputs[0] == outputs[1]
+
+
+SHARED = """
+import jax
+from rcmed_jax.apps import runs
+from rcmed_jax.parallel import hosts, places
+
+with hosts.started(places.find()):
+  runs.require_shared("one", "--out")
+  try:
+    runs.require_shared(f"of-{jax.process_index()}", "--out")
+  except ValueError as error:
+    print("told:", error)
+"""
+
+
+def test_disks_of_their_own_are_told_to_both(tmp_path, capsys):
+  program = tmp_path / "program.py"
+  program.write_text(
+    SHARED.replace('"one', f'"{tmp_path}/one').replace(
+      'f"of', f'f"{tmp_path}/of'
+    )
+  )
+  port = local.free_port()
+  environ = os.environ | {"PYTHONPATH": str(imports.ROOT)}
+  both = [local.environment(i, 2, 2, port, environ) for i in range(2)]
+  assert local.run([sys.executable, str(program)], both) == 0
+  out = capsys.readouterr().out
+  for process in range(2):
+    assert f"[{process}] told: process 1 of 2 does not see {tmp_path}/of" in out
+  assert not list((tmp_path / "one").iterdir())
 
 
 def test_only_one_process_writes(two):

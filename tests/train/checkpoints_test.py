@@ -259,7 +259,21 @@ def test_a_checkpoint_from_before_fingerprints_is_read(saved):
   path.write_text(json.dumps(meta))
   with checkpoint_files.Checkpoints(saved) as checkpoints:
     found = checkpoints.restore(abstract(make_state(5)))
+    assert len(checkpoints.digest()) == 64
   assert_same(found.state, make_state(5, scale=5))
+
+
+def test_checkpoints_of_other_weights_have_another_digest(saved, tmp_path):
+  found = {}
+  for name, step, scale in (("a", 5, 5), ("b", 5, 4), ("c", 3, 5)):
+    with checkpoint_files.Checkpoints(tmp_path / name) as checkpoints:
+      checkpoints.save(make_state(step, scale=scale), {}, {"note": name})
+      checkpoints.wait()
+      found[name] = checkpoints.digest()
+  with checkpoint_files.Checkpoints(saved) as checkpoints:
+    assert checkpoints.digest() == checkpoints.digest(5) == found.pop("a")
+    earlier = checkpoints.digest(3)
+  assert len({*found.values(), earlier}) == 3
 
 
 def test_another_model_is_refused(saved):
