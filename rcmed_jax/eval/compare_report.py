@@ -25,8 +25,6 @@ from rcmed_jax.eval.pairing import Key, Pairing
 
 PAGE, NUMBERS = "index.html", "comparison.json"
 
-LISTED = 50  # masks that only one run has, shown on the page
-
 # Ends of the bars' scale, in Dice: the smallest that holds all intervals.
 SCALES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -276,11 +274,10 @@ def _left_out(pairing: Pairing, names: tuple[str, str]) -> str:
 def _only(name: str, keys: Sequence[Key]) -> str:
   if not keys:
     return ""
-  rest = len(keys) - LISTED
-  more = tables.lead(f"And {rest} more, in {NUMBERS}.") if rest > 0 else ""
   return tables.fold(
     f"{len(keys)} masks of {name} only",
-    tables.plain(["Record", "Class"], keys[:LISTED]) + more,
+    tables.plain(["Record", "Class"], keys[: tables.LISTED])
+    + tables.more(len(keys), NUMBERS),
   )
 
 

@@ -51,6 +51,7 @@ def evaluate(
   *,
   split: str = "test",
   model: str = "",
+  made: Mapping[str, Any] | None = None,
   progress: Callable[[Sequence[Sample]], Iterable[Sample]] = iter,
   part: int = 0,
   parts: int = 1,
@@ -68,6 +69,7 @@ def evaluate(
       order; masks on the request's grid.
     split: names the files, as in `summary--test.json`.
     model: what answers, so that scores of two models are never mixed.
+    made: how the answers were made, as JSON values, which the summary tells.
     progress: wraps the records as they are read, for a progress bar.
     part, parts: the process, of how many that share `out_dir`; each takes
       every n-th chunk, and the first returns the summary of all.
@@ -89,8 +91,7 @@ def evaluate(
   evaluated = [record for record in index if record.id in chosen]
   told = _told(evaluated, config, split, model)
   scores = ledger.Ledger(Path(out_dir) / f"partial--{split}", told, part)
-  examples = _examples(evaluated, config.gallery, config.seed)
-  gallery = overlays.Gallery(examples, config.worst)
+  gallery = _gallery(evaluated, config)
   scores.pictures(gallery)
   world = _world(index, evaluated, config)
   records = iter(progress(evaluated))
@@ -103,10 +104,13 @@ def evaluate(
   barrier()
   if part:
     return None
-  gallery = overlays.Gallery(examples, config.worst)
+  gallery = _gallery(evaluated, config)
   scores.pictures(gallery)
   tally = scores.tally(count)
   result = summary.summarize(tally, config, split, gallery, world.registry)
+  counts = {"in the index": len(index), "asked about": len(evaluated)}
+  how = {**(made or {}), "records": counts}
+  result = dataclasses.replace(result, tables={**result.tables, "made": how})
   outputs.write(result, tally, Path(out_dir))
   scores.close()
   return result
@@ -221,6 +225,17 @@ def _stream(
       words=world.words,
       controls=record.id in world.controlled,
     )
+
+
+def _gallery(
+  evaluated: Sequence[Sample], config: EvalConfig
+) -> overlays.Gallery:
+  """Returns where pictures are kept; nothing in it yet."""
+  return overlays.Gallery(
+    _examples(evaluated, config.gallery, config.seed),
+    config.worst,
+    draw(evaluated, overlays.CANDIDATES, config.seed),
+  )
 
 
 def _examples(evaluated: Sequence[Sample], number: int, seed: int) -> set[str]:

@@ -65,8 +65,7 @@ class Ledger:
 
   def add(self, chunk: int, tally: Tally, gallery: overlays.Gallery) -> None:
     """Puts down a chunk's scores, and all pictures that are kept so far."""
-    samples = {s.key: s for s in (*gallery.examples, *gallery.lowest)}
-    text = json.dumps([_sample(one) for one in samples.values()])
+    text = json.dumps([_sample(one) for one in gallery.samples()])
     written = self._pictures.with_suffix(".new")
     written.write_text(text, encoding="utf-8")
     written.replace(self._pictures)
@@ -77,8 +76,7 @@ class Ledger:
     for path in sorted(self.folder.glob("pictures-*.json")):
       for one in json.loads(path.read_text(encoding="utf-8")):
         sample = _of_sample(one)
-        if gallery.wants(sample.record, sample.mean_dice):
-          gallery.add(sample)
+        gallery.add(sample)
 
   def tally(self, chunks: int) -> Tally:
     """All scores, in the order of the chunks.

@@ -29,6 +29,7 @@ def write(summary: Summary, tally: Tally, out_dir: Path) -> None:
     _write_json(path, {"_note": DICE_NOTE, **dice})
   for file, rows in (
     ("metrics", map(_mask_line, tally.masks)),
+    ("open", map(_mask_line, tally.open_masks)),
     ("recognition", map(_line, tally.named)),
     ("absent", map(_line, tally.absent)),
     ("controls", map(_line, tally.controls)),

@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import statistics
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from rcmed_jax.eval import (
   boxes,
   changed,
   confidence,
+  failures,
   instances,
   metrics,
+  negatives,
   wording,
 )
 from rcmed_jax.eval.overlays import Gallery, Sample
@@ -40,6 +43,9 @@ class Summary:
   quarantine: Sequence[Quarantined]
   examples: Sequence[Sample]
   lowest: Sequence[Sample]
+  highest: Sequence[Sample]
+  median: Sequence[Sample]  # nearest to the median image
+  failures: Mapping[str, Sample]  # reason -> an example
   claims: Sequence[tuple[float, float]]  # `confidence.claims`
 
 
@@ -67,9 +73,6 @@ def summarize(
   tables = _tables(tally, config, split, registry)
   macro, presence = tables["macro"], tables["presence"]
   found = tables["recognition"]
-  examples = sorted(
-    gallery.examples, key=lambda s: (s.modality.lower(), s.record)
-  )
   return Summary(
     split=split,
     images=tally.images,
@@ -82,8 +85,11 @@ def summarize(
     false_rejection=presence["false_rejection"],
     tables=tables,
     quarantine=tuple(tally.quarantine),
-    examples=tuple(examples),
+    examples=tuple(gallery.examples),
     lowest=tuple(gallery.lowest),
+    highest=tuple(gallery.highest),
+    median=tuple(gallery.near(_median(tally.masks))),
+    failures=dict(gallery.failures),
     claims=confidence.claims(tally),
   )
 
@@ -145,11 +151,21 @@ def _tables(
     "recognition": _recognition(tally),
     "wording": _wording(tally),
     "presence": confidence.presence_table(tally),
+    "presence_by_task": negatives.by_task(tally),
+    "failures": failures.table(tally),
     "calibration": confidence.calibration_table(tally),
     "controls": changed.controls(tally, config),
     "phrases": changed.phrases(tally, config),
     "config": _settings(config),
   }
+
+
+def _median(masks: Sequence[MaskScore]) -> float:
+  """Returns the median over images of the mean Dice over an image's masks."""
+  images: dict[str, list[float]] = {}
+  for score in masks:
+    images.setdefault(score.record, []).append(score.counts.dice)
+  return statistics.median(map(metrics.mean, images.values()))
 
 
 def _macro_interval(
@@ -262,9 +278,14 @@ def _recognition(tally: Tally) -> dict[str, Any] | None:
     {"missed": missed, "said": said, "images": images}
     for (missed, said), images in found.confusions.items()
   ]
-  # The masks that came with the names; a class not named has Dice 0.
-  dice = [score.counts.dice for score in tally.open_masks]
-  table["dice"] = metrics.mean(dice) if dice else None
+  # Of all reference masks, where a class not named has Dice 0, and of those
+  # alone whose class was named.
+  for name, scores in (
+    ("dice", tally.open_masks),
+    ("dice_named", [score for score in tally.open_masks if score.present]),
+  ):
+    dice = [score.counts.dice for score in scores]
+    table[name] = metrics.mean(dice) if dice else None
   return table
 
 
