@@ -3,9 +3,10 @@
 import argparse
 from collections.abc import Sequence
 import pathlib
+import sys
 
 from rcmed_jax.eval import compare as comparing
-from rcmed_jax.eval import compare_report, pairing, verdict
+from rcmed_jax.eval import compare_report, conditions, pairing, verdict
 
 
 def main(argv: Sequence[str]) -> int:
@@ -51,6 +52,9 @@ def main(argv: Sequence[str]) -> int:
   pairs = pairing.match(
     *(pairing.read(path) for path in paths), names=names, common=args.common
   )
+  apart = conditions.differences(*paths)
+  for one in apart:
+    print(f"compare: warning: asked differently: {one}", file=sys.stderr)
   result = comparing.compare(pairs.pairs, draws=args.draws, seed=args.seed)
   page = compare_report.write(
     result,
@@ -62,6 +66,7 @@ def main(argv: Sequence[str]) -> int:
       "scores of B": str(paths[1]),
       "split": args.split,
     },
+    apart=apart,
   )
   for sentence in verdict.sentences(result, names):
     print(sentence)
