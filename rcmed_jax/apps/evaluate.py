@@ -1,20 +1,18 @@
 """`rcmed evaluate`: score a trained model and write its report."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import os
 import pathlib
-import platform
+from typing import Any
 
 from etils import epath
-import flax
 import jax
 import tqdm
 
-import rcmed_jax
-from rcmed_jax.apps import answering, processes, runs, settings
+from rcmed_jax.apps import answering, processes, provenance, runs, settings
 from rcmed_jax.data import checks, files, records
 from rcmed_jax.eval import evaluate as evaluation
 from rcmed_jax.eval import report, temperature
@@ -65,6 +63,13 @@ def main(argv: Sequence[str]) -> int:
       model=answering.identity(
         workdir,
         fitted=None if args.calibrate else fitted,
+        **answering.weights(args),
+      ),
+      made=provenance.made(
+        workdir,
+        args.index,
+        fitted=None if args.calibrate else fitted,
+        descriptions=args.descriptions,
         **answering.weights(args),
       ),
     )
@@ -147,12 +152,14 @@ def evaluate(
   split: str,
   training: str | os.PathLike[str] | None,
   model: str = "",
+  made: Mapping[str, Any] | None = None,
 ) -> evaluation.Summary | None:
   """Scores an assistant; the first process writes the files and the page.
 
   Args:
     training: the run whose curves the page shows; None: it was elsewhere.
     model: what answers, so that scores of two models are never mixed.
+    made: how, as the summary and the page tell it; see `provenance.made`.
   """
   summary = evaluation.evaluate(
     items,
@@ -163,6 +170,7 @@ def evaluate(
     out,
     split=split,
     model=model,
+    made=made,
     progress=functools.partial(
       tqdm.tqdm,
       desc="evaluate",
@@ -192,13 +200,6 @@ def _report(
       "correlation": told.model.correlation,
       "mask decoder": told.model.decoder,
     },
-    "Versions": {
-      "rcmed-jax": rcmed_jax.__version__,
-      "jax": jax.__version__,
-      "flax": flax.__version__,
-      "python": platform.python_version(),
-      "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    },
   }
   if training:
     facts["Training"] = {
@@ -207,8 +208,8 @@ def _report(
       "data": told.data,
       "optimizer": told.optimizer,
     }
-  report.write_report(
-    out / "index.html",
+  report.write_pages(
+    out,
     summary,
     training=training and epath.Path(training) / "metrics.jsonl",
     facts=facts,
