@@ -4,6 +4,7 @@ from typing import Any
 
 from rcmed_jax.eval import cards, tables
 from rcmed_jax.eval.failures import FACTOR, MASKS
+from rcmed_jax.eval.overlays import Sample
 from rcmed_jax.eval.summary import Summary
 
 # How the groups of `failures.REASONS` are called, and what they are.
@@ -17,7 +18,10 @@ GROUPS = {
     "Too large",
     f"{FACTOR:g} times as many pixels, or more",
   ),
-  "too_small": ("Too small", f"{FACTOR:g} times as few pixels, or fewer"),
+  "too_small": (
+    "Too small",
+    f"{FACTOR:g} times as many would be right, or more",
+  ),
   "shifted": ("Partly beside it", "about the right size, mostly elsewhere"),
   "wrong_name": (
     "Wrong name",
@@ -84,10 +88,13 @@ def failures(summary: Summary) -> str:
   )
 
 
-def _pictures(shown: dict[str, Any]) -> str:
+def _pictures(shown: dict[str, Sample]) -> str:
   if not shown:
     return ""
-  titles = (GROUPS[name][0] for name in shown)
+  titles = (
+    f"{GROUPS[name][0]}: {sample.classes[sample.reasons.index(name)]}"
+    for name, sample in shown.items()
+  )
   return "<h3>An example of each</h3>" + cards.cards(shown.values(), titles)
 
 
