@@ -31,15 +31,19 @@ AXE = (
 
 
 @contextlib.contextmanager
-def chromium():
-  """A browser; the test is skipped where there is none, or no page."""
+def chromium(*, built=True):
+  """A browser; the test is skipped where there is none.
+
+  Args:
+    built: whether it needs the server's page, and is skipped without.
+  """
   api = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed"
   )
   where = next(filter(None, map(shutil.which, _CHROMIUM)), None)
   if where is None:
     pytest.skip("Chromium is not installed")
-  if not (pages.DIST / "index.html").is_file():
+  if built and not (pages.DIST / "index.html").is_file():
     pytest.skip("the page is not built; run `make page`")
   with api.sync_playwright() as driver:
     browser = driver.chromium.launch(

@@ -3,13 +3,43 @@
 import argparse
 from collections.abc import Sequence
 import pathlib
+import sys
 
 from rcmed_jax.eval import compare as comparing
-from rcmed_jax.eval import compare_report, pairing, verdict
+from rcmed_jax.eval import compare_report, conditions, pairing, verdict
 
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command; see `rcmed compare --help`."""
+  args = _parser().parse_args(argv)
+  paths = [pairing.find(run, args.split) for run in (args.run_a, args.run_b)]
+  names = tuple(args.names) if args.names else _names(args.run_a, args.run_b)
+  pairs = pairing.match(
+    *(pairing.read(path) for path in paths), names=names, common=args.common
+  )
+  apart = conditions.differences(*paths)
+  for one in apart:
+    print(f"compare: warning: asked differently: {one}", file=sys.stderr)
+  result = comparing.compare(pairs.pairs, draws=args.draws, seed=args.seed)
+  page = compare_report.write(
+    result,
+    args.out,
+    names=names,
+    pairing=pairs,
+    facts={
+      "scores of A": str(paths[0]),
+      "scores of B": str(paths[1]),
+      "split": args.split,
+    },
+    apart=apart,
+  )
+  for sentence in verdict.sentences(result, names):
+    print(sentence)
+  print(f"compare: report={page}")
+  return 0
+
+
+def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     "rcmed compare",
     allow_abbrev=False,
@@ -45,28 +75,7 @@ def main(argv: Sequence[str]) -> int:
     help=f"resamplings behind each interval; default: {comparing.DRAWS}",
   )
   parser.add_argument("--seed", type=int, default=0, help="of the resampling")
-  args = parser.parse_args(argv)
-  paths = [pairing.find(run, args.split) for run in (args.run_a, args.run_b)]
-  names = tuple(args.names) if args.names else _names(args.run_a, args.run_b)
-  pairs = pairing.match(
-    *(pairing.read(path) for path in paths), names=names, common=args.common
-  )
-  result = comparing.compare(pairs.pairs, draws=args.draws, seed=args.seed)
-  page = compare_report.write(
-    result,
-    args.out,
-    names=names,
-    pairing=pairs,
-    facts={
-      "scores of A": str(paths[0]),
-      "scores of B": str(paths[1]),
-      "split": args.split,
-    },
-  )
-  for sentence in verdict.sentences(result, names):
-    print(sentence)
-  print(f"compare: report={page}")
-  return 0
+  return parser
 
 
 def _names(run_a: str, run_b: str) -> tuple[str, str]:

@@ -6,27 +6,21 @@ import dataclasses
 import pathlib
 import time
 
-from rcmed_jax.apps import answering, evaluate, manifest, runs, settings, train
+from rcmed_jax.apps import (
+  answering,
+  evaluate,
+  manifest,
+  provenance,
+  runs,
+  settings,
+  train,
+)
 from rcmed_jax.data import checks, phantoms
 
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command; see `rcmed demo --help`."""
-  parser = argparse.ArgumentParser(
-    "rcmed demo",
-    allow_abbrev=False,
-    description="Draws images, trains a toy model, evaluates it, reports.",
-    epilog="Settings: --config=FILE[:VARIANT] --config.section.key=value ...",
-  )
-  parser.add_argument(
-    "--workdir",
-    type=pathlib.Path,
-    help="takes data, run and report; default: runs/demo-<time>",
-  )
-  parser.add_argument("--images", type=int, default=1800, help="to train on")
-  parser.add_argument("--held-out", type=int, default=270, help="to test on")
-  parser.add_argument("--seed", type=int, default=0, help="of the images")
-  args, rest = parser.parse_known_args(argv)
+  args, rest = _parser().parse_known_args(argv)
   since = time.monotonic()
   told = settings.parse(rest, default="configs/demo.py")
   stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -53,9 +47,10 @@ def main(argv: Sequence[str]) -> int:
   model = train.train(run)
 
   out = workdir / "report"
+  index = data / "image2label_test.json"
   items = runs.read_items(
     run.settings,
-    data / "image2label_test.json",
+    index,
     checks.Quarantine(out / runs.QUARANTINE),
     descriptions="",  # derived from reference masks: not for evaluation
   )
@@ -63,10 +58,34 @@ def main(argv: Sequence[str]) -> int:
     model, run.tokenizer, run.settings, rows=told.eval.rows
   )
   summary = evaluate.evaluate(
-    assistant, items, run.settings, out, split="test", training=workdir
+    assistant,
+    items,
+    run.settings,
+    out,
+    split="test",
+    training=workdir,
+    made=provenance.made(workdir, index),
   )
   assert summary  # of the only process
   print(f"demo: report in {out / 'index.html'}")
   seconds = time.monotonic() - since
   print(f"demo: {evaluate.headline(summary)} seconds={seconds:.0f}")
   return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    "rcmed demo",
+    allow_abbrev=False,
+    description="Draws images, trains a toy model, evaluates it, reports.",
+    epilog="Settings: --config=FILE[:VARIANT] --config.section.key=value ...",
+  )
+  parser.add_argument(
+    "--workdir",
+    type=pathlib.Path,
+    help="takes data, run and report; default: runs/demo-<time>",
+  )
+  parser.add_argument("--images", type=int, default=1800, help="to train on")
+  parser.add_argument("--held-out", type=int, default=270, help="to test on")
+  parser.add_argument("--seed", type=int, default=0, help="of the images")
+  return parser

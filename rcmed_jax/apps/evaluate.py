@@ -1,20 +1,18 @@
 """`rcmed evaluate`: score a trained model and write its report."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import os
 import pathlib
-import platform
+from typing import Any
 
 from etils import epath
-import flax
 import jax
 import tqdm
 
-import rcmed_jax
-from rcmed_jax.apps import answering, processes, runs, settings
+from rcmed_jax.apps import answering, processes, provenance, runs, settings
 from rcmed_jax.data import checks, files, records
 from rcmed_jax.eval import evaluate as evaluation
 from rcmed_jax.eval import presence, report, temperature
@@ -73,6 +71,13 @@ def main(argv: Sequence[str]) -> int:
       chosen=None if args.calibrate else kept_threshold(fitted, args.split),
       rejected=quarantine.rows(args.index),
       calibrate=fitted if args.calibrate else None,
+      made=provenance.made(
+        workdir,
+        args.index,
+        fitted=None if args.calibrate else fitted,
+        descriptions=args.descriptions,
+        **answering.weights(args),
+      ),
     )
     if summary:
       print(f"evaluate: {headline(summary)} report={out / 'index.html'}")
@@ -207,6 +212,7 @@ def evaluate(
   chosen: presence.Chosen | None = None,
   rejected: Sequence[Quarantined] = (),
   calibrate: pathlib.Path | None = None,
+  made: Mapping[str, Any] | None = None,
 ) -> evaluation.Summary | None:
   """Scores an assistant; the first process writes the files and the page.
 
@@ -220,6 +226,7 @@ def evaluate(
     rejected: what the index holds besides the items.
     calibrate: where the temperature goes that is fitted to the scores; None:
       none is.
+    made: how, as the summary and the page tell it; see `provenance.made`.
   """
 
   def finish(summary: evaluation.Summary) -> None:
@@ -236,6 +243,7 @@ def evaluate(
     out,
     split=split,
     model=model,
+    made=made,
     progress=functools.partial(
       tqdm.tqdm,
       desc="evaluate",
@@ -266,13 +274,6 @@ def _report(
       "correlation": told.model.correlation,
       "mask decoder": told.model.decoder,
     },
-    "Versions": {
-      "rcmed-jax": rcmed_jax.__version__,
-      "jax": jax.__version__,
-      "flax": flax.__version__,
-      "python": platform.python_version(),
-      "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    },
   }
   if training:
     facts["Training"] = {
@@ -281,8 +282,8 @@ def _report(
       "data": told.data,
       "optimizer": told.optimizer,
     }
-  report.write_report(
-    out / "index.html",
+  report.write_pages(
+    out,
     summary,
     training=training and epath.Path(training) / "metrics.jsonl",
     facts=facts,

@@ -72,4 +72,4 @@ def text_of(package: str, name: str) -> str:
 
 
 def _anchor(heading: str) -> str:
-  return heading.lower().replace(" ", "-")
+  return heading.lower().replace(",", "").replace(" ", "-")

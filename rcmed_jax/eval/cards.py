@@ -3,18 +3,26 @@
 import base64
 from collections.abc import Iterable
 import html
+import itertools
 import re
 
 from rcmed_jax.eval import overlays
+from rcmed_jax.eval.failures import FALSE_ALARM
 from rcmed_jax.eval.overlays import Sample
 
 PHRASE = re.compile(r"<p>\s*(.*?)\s*</p>(\s*\[SEG\])?")
 MARKERS = ("</s>", "[SEG]", "<p>", "</p>")
 
 
-def cards(samples: Iterable[Sample]) -> str:
-  """Returns the cards of several images as one HTML grid."""
-  return f'<div class="cards">{"".join(map(_card, samples))}</div>'
+def cards(samples: Iterable[Sample], titles: Iterable[str] = ()) -> str:
+  """Returns the cards of several images as one HTML grid.
+
+  Args:
+    titles: over each, where it shows something; else its modality is.
+  """
+  named = itertools.chain(titles, itertools.repeat(""))
+  body = "".join(_card(one, next(named)) for one in samples)
+  return f'<div class="cards">{body}</div>'
 
 
 def marked_answer(answer: str, classes: tuple[str, ...]) -> str:
@@ -37,7 +45,7 @@ def marked_answer(answer: str, classes: tuple[str, ...]) -> str:
   return "".join(parts)
 
 
-def _card(sample: Sample) -> str:
+def _card(sample: Sample, title: str) -> str:
   """Returns image, reference and prediction; the picture is held once."""
   rows, columns = sample.shape
   panes = "".join(
@@ -51,7 +59,7 @@ def _card(sample: Sample) -> str:
   )
   chips = "".join(
     f"<span>{_dot(place)}{html.escape(name)} "
-    + (f"<b>{dice:.3f}</b>" if present else '<b class="missed">rejected</b>')
+    + _verdict(dice, present, FALSE_ALARM in sample.reasons)
     + "</span>"
     for place, (name, dice, present) in enumerate(
       zip(sample.classes, sample.dice, sample.present, strict=True)
@@ -60,7 +68,8 @@ def _card(sample: Sample) -> str:
   record = html.escape(sample.record)
   return (
     f'<article class="card" style="--picture:url({_data(sample.image)})">'
-    f"<header><b>{html.escape(sample.modality)}</b><span>{record}</span>"
+    f"<header><b>{html.escape(title or sample.modality)}</b>"
+    f"<span>{record}</span>"
     f'</header><button class="panes" aria-expanded="false" '
     f'aria-label="Enlarge {record}">{panes}</button>'
     f'<div class="chips">{chips}</div><dl>'
@@ -68,6 +77,15 @@ def _card(sample: Sample) -> str:
     f'<dt>Answer</dt><dd class="answer">'
     f"{marked_answer(sample.answer, sample.classes)}</dd></dl></article>"
   )
+
+
+def _verdict(dice: float, present: bool, absent: bool) -> str:
+  """What became of a class: its Dice, or why it has none."""
+  if absent:
+    return '<b class="missed">not in the image</b>'
+  if not present:
+    return '<b class="missed">rejected</b>'
+  return f"<b>{dice:.3f}</b>"
 
 
 def _layer(png: bytes) -> str:

@@ -17,6 +17,7 @@ def line_chart(
   title: str,
   series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
   *,
+  over: str,
   log: bool = False,
 ) -> str:
   """Returns a figure with one line per series over a shared x axis.
@@ -24,6 +25,7 @@ def line_chart(
   Args:
     series: name -> (x, y) of one length, x ascending from 0 or later. Values
       that are not finite are left out.
+    over: what x is, for who has the chart read out.
     log: draw values that span more than `LOG_RANGE` on a logarithmic axis.
   """
   lines = {name: _thin(*values) for name, values in series.items()}
@@ -68,7 +70,7 @@ def line_chart(
     f'<figure class="chart"><figcaption>{html.escape(title)}'
     f"{' <small>log scale</small>' if log else ''}{_legend(lines)}"
     f'</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-    f'aria-label="{html.escape(title)} over steps">{grid}{steps}{paths}'
+    f'aria-label="{html.escape(f"{title}, over {over}")}">{grid}{steps}{paths}'
     "</svg></figure>"
   )
 

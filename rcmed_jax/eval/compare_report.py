@@ -21,11 +21,10 @@ from rcmed_jax.eval.compare import (
   Comparison,
   TaskResult,
 )
+from rcmed_jax.eval.conditions import Difference
 from rcmed_jax.eval.pairing import Key, Pairing
 
 PAGE, NUMBERS = "index.html", "comparison.json"
-
-LISTED = 50  # masks that only one run has, shown on the page
 
 # Ends of the bars' scale, in Dice: the smallest that holds all intervals.
 SCALES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -66,6 +65,7 @@ def write(
   names: tuple[str, str] = ("A", "B"),
   pairing: Pairing,
   facts: Mapping[str, object] | None = None,
+  apart: Sequence[Difference] = (),
 ) -> pathlib.Path:
   """Returns the path of the page, after writing it and the numbers.
 
@@ -73,13 +73,15 @@ def write(
     result: of the pairing's masks.
     names: of run A and run B.
     facts: what was compared: paths, the split.
+    apart: what the two evaluations did not have in common.
   """
   out_dir.mkdir(parents=True, exist_ok=True)
   numbers = _numbers(result, names, pairing, facts or {})
+  numbers["asked_differently"] = [dataclasses.asdict(one) for one in apart]
   text = json.dumps(numbers, indent=2, sort_keys=True, allow_nan=False)
   (out_dir / NUMBERS).write_text(text + "\n", encoding="utf-8")
   path = out_dir / PAGE
-  page = _page(result, names, pairing, facts or {})
+  page = _page(result, names, pairing, facts or {}, apart)
   path.write_text(page, encoding="utf-8")
   return path
 
@@ -112,8 +114,10 @@ def _page(
   names: tuple[str, str],
   pairing: Pairing,
   facts: Mapping[str, object],
+  apart: Sequence[Difference],
 ) -> str:
   parts = {
+    "Asked differently": _apart(apart),
     "Verdict": "".join(
       f"<p>{html.escape(text)}</p>" for text in verdict.sentences(result, names)
     ),
@@ -148,6 +152,16 @@ def _page(
     "95% intervals over images.",
     style=report.style(),
   )
+
+
+def _apart(rows: Sequence[Difference]) -> str:
+  """Returns what the evaluations did not have in common, as a warning."""
+  if not rows:
+    return ""
+  return (
+    '<p class="warning">The two evaluations were not made alike. What differs '
+    "in Dice may come from that, and not from the models.</p>"
+  ) + tables.plain(["What", "A", "B"], [(r.what, r.a, r.b) for r in rows])
 
 
 def _tiles(result: Comparison) -> str:
@@ -276,11 +290,10 @@ def _left_out(pairing: Pairing, names: tuple[str, str]) -> str:
 def _only(name: str, keys: Sequence[Key]) -> str:
   if not keys:
     return ""
-  rest = len(keys) - LISTED
-  more = tables.lead(f"And {rest} more, in {NUMBERS}.") if rest > 0 else ""
   return tables.fold(
     f"{len(keys)} masks of {name} only",
-    tables.plain(["Record", "Class"], keys[:LISTED]) + more,
+    tables.plain(["Record", "Class"], keys[: tables.LISTED])
+    + tables.more(len(keys), NUMBERS),
   )
 
 

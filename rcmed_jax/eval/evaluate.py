@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import itertools
 from pathlib import Path
+from typing import Any
 
 from rcmed_jax.data import mixture
 from rcmed_jax.data.checks import DataError
@@ -51,6 +52,7 @@ def evaluate(
   *,
   split: str = "test",
   model: str = "",
+  made: Mapping[str, Any] | None = None,
   progress: Callable[[Sequence[Sample]], Iterable[Sample]] = iter,
   part: int = 0,
   parts: int = 1,
@@ -72,6 +74,7 @@ def evaluate(
       order; masks on the request's grid.
     split: names the files, as in `summary--test.json`.
     model: what answers, so that scores of two models are never mixed.
+    made: how the answers were made, as JSON values, which the summary tells.
     progress: wraps the records as they are read, for a progress bar.
     part, parts: the process, of how many that share `out_dir`; each takes
       every n-th chunk, and the first returns the summary of all.
@@ -110,8 +113,7 @@ def evaluate(
     most_targets=most_targets,
   )
   scores = ledger.Ledger(Path(out_dir) / f"partial--{split}", depends, part)
-  examples = _examples(evaluated, config.gallery, config.seed)
-  gallery = overlays.Gallery(examples, config.worst)
+  gallery = _gallery(evaluated, config)
   scores.pictures(gallery)
   records = iter(progress(evaluated))
   count = -(-len(evaluated) // config.chunk)
@@ -123,13 +125,16 @@ def evaluate(
   barrier()
   if part:
     return None
-  gallery = overlays.Gallery(examples, config.worst)
+  gallery = _gallery(evaluated, config)
   scores.pictures(gallery)
   tally = Tally(quarantine=list(rejected))
   tally.extend(scores.tally(count))
   result = summary.summarize(
     tally, config, split, gallery, world.registry, chosen
   )
+  counts = {"in the index": len(index), "asked about": len(evaluated)}
+  how = {**(made or {}), "records": counts}
+  result = dataclasses.replace(result, tables={**result.tables, "made": how})
   outputs.write(result, tally, Path(out_dir))
   finish(result)
   scores.close()
@@ -251,6 +256,17 @@ def _stream(
       controls=record.id in world.controlled,
       most=world.most_targets,
     )
+
+
+def _gallery(
+  evaluated: Sequence[Sample], config: EvalConfig
+) -> overlays.Gallery:
+  """Returns where pictures are kept; nothing in it yet."""
+  return overlays.Gallery(
+    _examples(evaluated, config.gallery, config.seed),
+    config.worst,
+    draw(evaluated, overlays.CANDIDATES, config.seed),
+  )
 
 
 def _examples(evaluated: Sequence[Sample], number: int, seed: int) -> set[str]:

@@ -62,7 +62,7 @@ class Ledger:
 
   def add(self, chunk: int, tally: Tally, gallery: overlays.Gallery) -> None:
     """Puts down a chunk's scores, and all pictures that are kept so far."""
-    samples = {s.key: s for s in (*gallery.examples, *gallery.lowest)}
+    samples = {sample.key: sample for sample in gallery.samples()}
     if list(samples) != self._kept:
       text = json.dumps([_sample(one) for one in samples.values()])
       files.write_whole(self._pictures, text)
@@ -80,8 +80,7 @@ class Ledger:
     for path in sorted(self.folder.glob("pictures-*.json")):
       for one in json.loads(path.read_text(encoding="utf-8")):
         sample = _of_sample(one)
-        if gallery.wants(sample.record, sample.mean_dice):
-          gallery.add(sample)
+        gallery.add(sample)
 
   def tally(self, chunks: int) -> Tally:
     """All scores, in the order of the chunks.

@@ -29,6 +29,7 @@ def write(summary: Summary, tally: Tally, out_dir: Path) -> None:
     _write_json(path, {"_note": DICE_NOTE, **dice})
   for file, rows in (
     ("metrics", tally.masks),
+    ("open", tally.open_masks),
     ("recognition", tally.named),
     ("absent", tally.absent),
     ("present", tally.present),

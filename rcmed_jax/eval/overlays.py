@@ -1,11 +1,13 @@
 """Pictures kept while evaluating: small, so that memory stays bounded."""
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 
 import cv2
 import numpy as np
+
+from rcmed_jax.eval.failures import FALSE_ALARM, REASONS
 
 # Colours of the targets of one image, RGB: told apart on grey and on tissue,
 # and by readers who confuse red and green (after Okabe and Ito).
@@ -25,6 +27,10 @@ FILL = 84  # opacity of the fill, 0..255
 LINE = 2  # pixels, width of a contour
 REFERENCE_LINE = (255, 255, 255)  # reference drawn over the prediction
 
+# Images drawn by seed whose pictures are held until all is scored, when those
+# nearest to the median are known. All pictures would not fit.
+CANDIDATES = 32
+
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
@@ -41,6 +47,7 @@ class Sample:
   image: bytes  # RGB
   reference: bytes  # RGBA, clear outside the masks
   prediction: bytes  # RGBA, with the reference as a thin white line
+  reasons: tuple[str, ...] = ()  # why classes failed; see `failures.REASONS`
 
   @property
   def key(self) -> tuple[str, str]:
@@ -52,34 +59,83 @@ class Sample:
     return sum(self.dice) / len(self.dice)
 
 
-class Gallery:
-  """Keeps the samples of chosen records, and those with the lowest Dice."""
+# How a sample ranks: its mean Dice, then what no other sample has.
+Rank = tuple[float, str, str]
 
-  def __init__(self, chosen: set[str], worst: int):
+
+class Gallery:
+  """Keeps the samples that the report shows, whatever order they come in.
+
+  Args:
+    chosen: records whose samples are shown, whatever their scores.
+    worst: samples of the lowest Dice that are shown; half as many of the
+      highest, and near the median.
+    candidates: records of which those near the median are found.
+  """
+
+  def __init__(
+    self, chosen: set[str], worst: int, candidates: Iterable[str] = ()
+  ):
     self._chosen = chosen
     self._worst = worst
+    self._half = -(-worst // 2)
+    self._candidates = frozenset(candidates if worst else ())
+    self._drawn: list[Sample] = []  # the candidates' samples
     self.examples: list[Sample] = []
     self.lowest: list[Sample] = []  # lowest mean Dice first
+    self.highest: list[Sample] = []  # highest mean Dice first
+    self.failures: dict[str, Sample] = {}  # of each reason the lowest
 
-  def wants(self, record: str, mean_dice: float) -> bool:
-    """Whether this record's sample would be kept."""
-    return record in self._chosen or self._is_low(record, mean_dice)
+  def wants(self, rank: Rank, reasons: Iterable[str] = ()) -> bool:
+    """Whether a sample of this rank and these failures would be kept."""
+    if self._worst and any(self._is_case(one, rank) for one in reasons):
+      return True
+    if FALSE_ALARM in reasons:  # of a class without a reference: no Dice
+      return False
+    _, record, _ = rank
+    return (
+      record in self._chosen
+      or record in self._candidates
+      or _is_among(rank, self.lowest, self._worst, _badness)
+      or _is_among(_up(rank), self.highest, self._half, _goodness)
+    )
 
   def add(self, sample: Sample) -> None:
     """Keeps a wanted sample where it belongs, once."""
-    if any(sample.key == held.key for held in (*self.examples, *self.lowest)):
+    if any(sample.key == held.key for held in self.samples()):
+      return
+    rank = _badness(sample)
+    for one in sample.reasons if self._worst else ():
+      if self._is_case(one, rank):
+        self.failures[one] = sample
+    if FALSE_ALARM in sample.reasons:
       return
     if sample.record in self._chosen:
-      self.examples.append(sample)
-    if self._is_low(sample.record, sample.mean_dice):
-      bisect.insort(self.lowest, sample, key=_badness)
-      del self.lowest[self._worst :]
+      bisect.insort(self.examples, sample, key=_place)
+    if sample.record in self._candidates:
+      self._drawn.append(sample)
+    _insert(sample, self.lowest, self._worst, _badness)
+    _insert(sample, self.highest, self._half, _goodness)
 
-  def _is_low(self, record: str, mean_dice: float) -> bool:
-    if len(self.lowest) < self._worst:
-      return True
-    last = self.lowest[-1:]
-    return bool(last) and (mean_dice, record) < _badness(last[0])
+  def samples(self) -> list[Sample]:
+    """All that are kept, each once, in no order that means anything."""
+    kept = (
+      *(*self.examples, *self.lowest, *self.highest, *self._drawn),
+      *self.failures.values(),
+    )
+    return list({sample.key: sample for sample in kept}.values())
+
+  def near(self, dice: float) -> list[Sample]:
+    """The candidates of the nearest mean Dice, nearest first."""
+    ranked = sorted(
+      self._drawn, key=lambda s: (abs(s.mean_dice - dice), _badness(s))
+    )
+    return ranked[: self._half]
+
+  def _is_case(self, reason: str, rank: Rank) -> bool:
+    """Whether a failure is worse than the one that is kept of its reason."""
+    held = self.failures.get(reason)
+    return reason in REASONS and (held is None or rank < _badness(held))
 
 
 def color(place: int) -> tuple[int, int, int]:
@@ -135,8 +191,40 @@ def painted(image_IJC: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
   return result_IJC
 
 
-def _badness(sample: Sample) -> tuple[float, str]:
-  return sample.mean_dice, sample.record
+def _badness(sample: Sample) -> Rank:
+  return sample.mean_dice, *sample.key
+
+
+def _goodness(sample: Sample) -> Rank:
+  return _up(_badness(sample))
+
+
+def _up(rank: Rank) -> Rank:
+  """The rank from the other end, where names still go up."""
+  dice, record, question = rank
+  return -dice, record, question
+
+
+def _place(sample: Sample) -> tuple[str, str, str]:
+  return sample.modality.lower(), *sample.key
+
+
+def _is_among(
+  rank: Rank, held: Sequence[Sample], number: int, key: Callable[[Sample], Rank]
+) -> bool:
+  """Whether a rank is one of the `number` first."""
+  return len(held) < number or bool(number and rank < key(held[-1]))
+
+
+def _insert(
+  sample: Sample,
+  held: list[Sample],
+  number: int,
+  key: Callable[[Sample], Rank],
+) -> None:
+  if _is_among(key(sample), held, number, key):
+    bisect.insort(held, sample, key=key)
+    del held[number:]
 
 
 def _size(shape: tuple[int, int], scale: float) -> tuple[int, int]:

@@ -7,12 +7,15 @@ or archived. `report.css` and `report.js` are its own beside those of all pages,
 
 import collections
 from collections.abc import Mapping
+import html
 import json
 import os
 from pathlib import Path
+from typing import Any
+import urllib.parse
 
 from rcmed_jax.data import files, web_page
-from rcmed_jax.eval import charts, sections, sections_trust
+from rcmed_jax.eval import charts, sections, sections_images, sections_trust
 from rcmed_jax.eval.summary import Summary
 
 # The terms of the loss share one chart; every other number has its own.
@@ -49,19 +52,22 @@ def write_report(
   title: str = "RCMed evaluation",
   training: str | os.PathLike[str] | None = None,
   facts: Mapping[str, Mapping[str, object]] | None = None,
+  splits: Mapping[str, str] | None = None,
 ) -> Path:
   """Returns the path of the written page.
 
   Args:
-    path: of the page, `report/index.html`; folders are made.
+    path: of the page, `report/index--test.html`; folders are made.
     training: the training's metrics.jsonl, one JSON object with `step` a
       line; None leaves the curves out.
     facts: what the run was, by heading: settings, versions, counts.
+    splits: split -> page, of all that there are; to be linked.
   """
   curves = read_curves(training) if training else {}
   parts = {
-    "Examples": sections.examples(summary),
-    "Lowest scores": sections.lowest(summary),
+    "Examples": sections_images.examples(summary),
+    "Best, median, worst": sections_images.by_score(summary),
+    "Failures": sections_images.failures(summary),
     "Modalities and tasks": sections.averages(summary),
     "Training": curve_charts(curves),
     "Recognition": sections.recognition(summary),
@@ -69,9 +75,11 @@ def write_report(
     "Confidence": sections_trust.calibration(summary),
     "Other words": sections_trust.phrases(summary),
     "Instances": sections_trust.instances(summary),
+    "Boxes": sections_trust.boxes(summary),
+    "Descriptions": sections_trust.descriptions(summary),
     "Controls": sections.controls(summary),
     "Quarantine": sections.quarantine(summary),
-    "Run": sections.facts(facts or {}),
+    "How this was made": sections.made(summary) + sections.facts(facts or {}),
   }
   return web_page.write(
     path,
@@ -79,7 +87,7 @@ def write_report(
       title,
       sections.subtitle(summary),
       parts,
-      top=sections.tiles(summary),
+      top=_links(splits or {}, summary.split) + sections.tiles(summary),
       footer="Scores are exact: every readable image is counted once. The "
       "intervals are 95% bootstrap intervals over images.",
       style=style(),
@@ -88,9 +96,45 @@ def write_report(
   )
 
 
+def write_pages(out: Path, summary: Summary, **told: Any) -> Path:
+  """Returns the path of `index.html`, which shows the newest evaluation.
+
+  Each split also has a page of its own, which no other split replaces; where
+  there are several, `index.html` links to all.
+
+  Args:
+    out: folder of the pages.
+    told: as of `write_report`.
+  """
+  write_report(out / _page(summary.split), summary, **told)
+  first, last = _page("*").split("*")
+  splits = {
+    path.name.removeprefix(first).removesuffix(last): path.name
+    for path in sorted(out.glob(_page("*")))
+  }
+  return write_report(out / "index.html", summary, splits=splits, **told)
+
+
 def style() -> str:
   """Returns the styles of charts and pictures, for a page."""
   return web_page.text_of("rcmed_jax.eval", "report.css")
+
+
+def _page(split: str) -> str:
+  """Returns the name of a split's page."""
+  return f"index--{split}.html"
+
+
+def _links(splits: Mapping[str, str], shown: str) -> str:
+  """Returns links to the pages of several splits."""
+  if len(splits) < 2:
+    return ""
+  links = ", ".join(
+    f'<a href="{urllib.parse.quote(page)}">{html.escape(split)}</a>'
+    + (" (this one, the newest)" if split == shown else "")
+    for split, page in splits.items()
+  )
+  return f'<p class="lead splits">Evaluated splits: {links}</p>'
 
 
 def read_curves(
@@ -125,10 +169,12 @@ def curve_charts(
 ) -> str:
   """Returns one chart of the loss by term, and one for each other number."""
   terms = {name: curves[name] for name in LOSS_TERMS if name in curves}
-  figures = [charts.line_chart("Loss by term", terms, log=True)]
+  figures = [charts.line_chart("Loss by term", terms, over="steps", log=True)]
   figures += [
     charts.line_chart(
-      CURVE_TITLES.get(name, name.replace("_", " ")), {name: curve}
+      CURVE_TITLES.get(name, name.replace("_", " ")),
+      {name: curve},
+      over="steps",
     )
     for name, curve in curves.items()
     if name not in LOSS_TERMS

@@ -87,6 +87,11 @@ class Present:
   name: str
   rejected: bool
   confidence: float
+  canonical: str = ""  # as `Absent`'s
+
+  @property
+  def task(self) -> Task:
+    return Task(self.modality, self.canonical or self.name)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -2,11 +2,19 @@
 
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from rcmed_jax.data import images, prompts
-from rcmed_jax.eval import instances, metrics, overlays, phrases, surfaces
+from rcmed_jax.eval import (
+  failures,
+  instances,
+  metrics,
+  overlays,
+  phrases,
+  surfaces,
+)
 from rcmed_jax.eval.protocols import PRESENT, Answer, Ask
 from rcmed_jax.eval.registry import Registry
 from rcmed_jax.eval.rows import (
@@ -54,8 +62,10 @@ def score(
     tally.named.append(_named(ask, answer))
   elif ask.kind == "negative":
     tally.absent.append(_absent(ask, answer, registry))
+    if not tally.absent[-1].rejected:
+      _keep_alarm(ask, answer, gallery)
   elif ask.kind == PRESENT:
-    tally.present.append(_present(ask, answer))
+    tally.present.append(_present(ask, answer, registry))
   elif ask.variant:
     tally.phrases.append(_phrase(ask, answer, ask.variant))
   else:
@@ -160,7 +170,7 @@ def _absent(ask: Ask, answer: Answer, registry: Registry) -> Absent:
   )
 
 
-def _present(ask: Ask, answer: Answer) -> Present:
+def _present(ask: Ask, answer: Answer, registry: Registry) -> Present:
   claim = _claim(ask, answer)
   return Present(
     record=ask.record.id,
@@ -169,6 +179,7 @@ def _present(ask: Ask, answer: Answer) -> Present:
     name=ask.target,
     rejected=not claim.present,
     confidence=claim.confidence,
+    canonical=registry.canonical(ask.target, ask.triplet.modality),
   )
 
 
@@ -243,26 +254,59 @@ def _keep(
 ) -> None:
   """Draws the pictures of an image, if the report will show it."""
   dice = tuple(score.counts.dice for score in scores)
-  if not gallery.wants(ask.record.id, sum(dice) / len(dice)):
+  reasons = tuple(failures.reason(score.counts) for score in scores)
+  rank = (sum(dice) / len(dice), ask.record.id, ask.request.question)
+  if not gallery.wants(rank, reasons):
     return
   asked, masks = _asked(ask), _references(ask)
   references = [masks[name] for name in asked]
   predictions = [_claim(ask, answer, name).mask_IJ for name in asked]
+  present = tuple(score.present for score in scores)
   gallery.add(
     overlays.Sample(
-      record=ask.record.id,
-      modality=ask.triplet.modality,
-      question=ask.request.question,
-      answer=answer.text,
+      **_shown(ask, answer, references, predictions),
       classes=asked,
       dice=dice,
-      present=tuple(score.present for score in scores),
-      shape=ask.triplet.image_IJC.shape[:2],
-      image=overlays.image_png(ask.triplet.image_IJC),
-      reference=overlays.overlay_png(references),
-      prediction=overlays.overlay_png(predictions, outlines=references),
+      present=present,
+      reasons=reasons,
     )
   )
+
+
+def _keep_alarm(ask: Ask, answer: Answer, gallery: overlays.Gallery) -> None:
+  """Draws what is claimed of an absent class, if the report will show it."""
+  reasons = (failures.FALSE_ALARM,)
+  if not gallery.wants((0.0, ask.record.id, ask.request.question), reasons):
+    return
+  mask_IJ = _claim(ask, answer).mask_IJ
+  gallery.add(
+    overlays.Sample(
+      **_shown(ask, answer, [np.zeros_like(mask_IJ)], [mask_IJ]),
+      classes=(ask.target,),
+      dice=(0.0,),
+      present=(True,),
+      reasons=reasons,
+    )
+  )
+
+
+def _shown(
+  ask: Ask,
+  answer: Answer,
+  references: Sequence[np.ndarray],
+  predictions: Sequence[np.ndarray],
+) -> dict[str, Any]:
+  """What a sample shows of any question."""
+  return {
+    "record": ask.record.id,
+    "modality": ask.triplet.modality,
+    "question": ask.request.question,
+    "answer": answer.text,
+    "shape": ask.triplet.image_IJC.shape[:2],
+    "image": overlays.image_png(ask.triplet.image_IJC),
+    "reference": overlays.overlay_png(references),
+    "prediction": overlays.overlay_png(predictions, outlines=references),
+  }
 
 
 def _references(ask: Ask) -> dict[str, np.ndarray]:

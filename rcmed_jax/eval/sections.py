@@ -3,10 +3,10 @@
 Every text that comes from data (class names, answers, paths) is escaped.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rcmed_jax.eval import cards, charts, sections_trust, tables
+from rcmed_jax.eval import charts, sections_trust, tables
 from rcmed_jax.eval.summary import Summary
 
 CONFUSIONS = 12  # rows shown
@@ -41,9 +41,12 @@ CONTROLS = {
 
 def subtitle(summary: Summary) -> str:
   """Returns the line under the title."""
+  records = summary.tables["made"]["records"]
+  asked, there = records["asked about"], records["in the index"]
+  drawn = f"a draw of {asked} of {there} records, " if asked < there else ""
   return (
-    f"Split {summary.split}: {summary.images} images, {summary.masks} masks, "
-    f"{summary.tasks} tasks (modality × class), "
+    f"Split {summary.split}: {drawn}{summary.images} images, {summary.masks} "
+    f"masks, {summary.tasks} tasks (modality × class), "
     f"{len(summary.quarantine)} quarantined."
   )
 
@@ -53,7 +56,9 @@ def tiles(summary: Summary) -> str:
   macro = summary.tables["macro"]
   there = summary.tables["presence"]
   found = summary.tables["recognition"]
-  named = found and f"{found['tp']} of {found['tp'] + found['fn']} named"
+  if found:
+    named = f"{found['tp']} of {found['tp'] + found['fn']} named"
+    found = f"{named}, {found['fp']} wrong"
   rows = (
     (
       "Dice",
@@ -72,21 +77,21 @@ def tiles(summary: Summary) -> str:
     (
       "Recognition",
       summary.recognition,
-      found and f"{named}, {found['fp']} wrong",
+      found,
       "Classes named unasked, from an open question: right over right, wrong "
       "and missed together.",
     ),
     (
       "Absent rejected",
       summary.absent,
-      f"{there['rejected_absent']} of {there['asked_absent']}",
+      _of(there["rejected_absent"], there["asked_absent"]),
       "Asked for a class that the image lacks, the model says so. Higher is "
       "better.",
     ),
     (
       "False rejections",
       summary.false_rejection,
-      f"{there['rejected_present']} of {there['asked_present']}",
+      _of(there["rejected_present"], there["asked_present"]),
       "Asked alone, as absent ones are, for a class that is there, the model "
       "denies it. Lower is better.",
     ),
@@ -97,25 +102,6 @@ def tiles(summary: Summary) -> str:
     for name, value, detail, meaning in rows
   )
   return f'<div class="tiles">{body}</div>'
-
-
-def examples(summary: Summary) -> str:
-  """Returns pictures of a few images of each modality."""
-  if not summary.examples:
-    return ""
-  return tables.lead(
-    "Images of each modality, drawn by seed and not by score. The white line "
-    "in the prediction is the reference. Select a picture to enlarge it."
-  ) + cards.cards(summary.examples)
-
-
-def lowest(summary: Summary) -> str:
-  """Returns pictures of the images with the lowest Dice."""
-  if not summary.lowest:
-    return ""
-  return tables.lead(
-    "The images with the lowest mean Dice over their targets, worst first."
-  ) + cards.cards(summary.lowest)
 
 
 def averages(summary: Summary) -> str:
@@ -158,7 +144,8 @@ def recognition(summary: Summary) -> str:
     ("Images with the exact set of classes", found["exact"]),
     ("F1, mean over classes", found["macro_f1"]),
     ("Modality named right", found["modality"]),
-    ("Dice of the masks that came along", found["dice"]),
+    ("Dice of all reference masks, 0 where not named", found["dice"]),
+    ("Dice of the masks whose class was named", found["dice_named"]),
   ]
   confusions = [
     (row["missed"], row["said"] or "nothing", row["images"])
@@ -174,7 +161,7 @@ def recognition(summary: Summary) -> str:
       f"modality; {found['images']} images."
     )
     + '<div class="charts">'
-    + tables.plain(["Measure", "Value"], measures)
+    + tables.pairs(["Measure", "Value"], measures)
     + tables.plain(["Missed", "Said instead", "Images"], confusions)
     + "</div>"
     + tables.fold(
@@ -188,23 +175,11 @@ def presence(summary: Summary) -> str:
   """Returns how well the model tells present from absent."""
   table = summary.tables["presence"]
   modalities = sorted(table["by_modality"].items(), key=lambda m: m[0].lower())
-  rows = [
-    (
-      name,
-      row["asked_absent"],
-      row["absent_rejection"],
-      row["asked_present"],
-      row["false_rejection"],
-    )
-    for name, row in [*modalities, ("All", table)]
-  ]
-  heads = [
-    "Modality",
-    "Absent",
-    "Rightly rejected",
-    "Present",
-    "Falsely rejected",
-  ]
+  tasks = sorted(
+    summary.tables["presence_by_task"],
+    key=lambda row: (row["modality"].lower(), row["class"].lower()),
+  )
+  heads = ["Absent", "Rightly rejected", "Present", "Falsely rejected"]
   found = [("Area under the ROC curve of confidences", table["auroc"])]
   if table["at_recall"]:
     found += _at_recall(table["at_recall"])
@@ -215,8 +190,25 @@ def presence(summary: Summary) -> str:
       "the same words, should not. Any mask counts as a claim, whatever its "
       "name."
     )
-    + tables.plain(heads, rows)
-    + tables.plain(["Present against absent", "Value"], found)
+    + tables.plain(
+      ["Modality", *heads],
+      [(name, *_asked(row)) for name, row in modalities],
+      total=("All", *_asked(table)),
+    )
+    + tables.pairs(["Present against absent", "Value"], found)
+    + (_presence_by_task(heads, tasks) if tasks else "")
+  )
+
+
+def _presence_by_task(
+  heads: Sequence[str], tasks: Sequence[Mapping[str, Any]]
+) -> str:
+  return tables.fold(
+    f"Each of {len(tasks)} tasks",
+    tables.plain(
+      ["Modality", "Class", *heads],
+      [(row["modality"], row["class"], *_asked(row)) for row in tasks],
+    ),
   )
 
 
@@ -267,10 +259,26 @@ def quarantine(summary: Summary) -> str:
   if not summary.quarantine:
     return tables.lead("Every record could be read.")
   rows = [(row.record, row.field, row.reason) for row in summary.quarantine]
+  return (
+    tables.lead(
+      f"Records that could not be read: {len(rows)}. They are in no average, "
+      "and none was replaced."
+    )
+    + tables.plain(["Record", "Field", "Reason"], rows[: tables.LISTED])
+    + tables.more(len(rows), f"quarantine--{summary.split}.jsonl")
+  )
+
+
+def made(summary: Summary) -> str:
+  """Returns how the answers and numbers were made: all that was told."""
+  rows = [
+    *_flat(summary.tables["made"]),
+    *_flat({"evaluation": summary.tables["config"]}),
+  ]
   return tables.lead(
-    f"Records that could not be read: {len(rows)}. They are in no average, "
-    "and none was replaced."
-  ) + tables.plain(["Record", "Field", "Reason"], rows)
+    "What answered, to what, and how it was asked. The same is in "
+    f"summary--{summary.split}.json."
+  ) + tables.pairs(["What", "Value"], rows)
 
 
 def facts(groups: Mapping[str, Mapping[str, object]]) -> str:
@@ -311,6 +319,44 @@ def _control(row: Mapping[str, Any]) -> str:
   if row["drop_low"] is not None:
     numbers["95%"] = tables.interval(row["drop_low"], row["drop_high"])
   return _pairs(numbers)
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+  """Returns ("weights, step", "300") and the like of values within values."""
+  rows = []
+  for name, value in values.items():
+    title = f"{above}{name}"
+    if isinstance(value, Mapping):
+      rows += _flat(value, f"{title}, ")
+    else:
+      rows.append((title, _written(value)))
+  return rows
+
+
+def _written(value: object) -> str:
+  """Returns a setting as its reader would write it."""
+  if value is None or value in ("", [], ()):
+    return "none"
+  if isinstance(value, bool):
+    return "yes" if value else "no"
+  if isinstance(value, list | tuple):
+    return ", ".join(map(str, value))
+  return str(value)
+
+
+def _of(part: int, whole: int) -> str:
+  """Returns "3 of 4"; nothing where nothing was asked."""
+  return f"{part} of {whole}" if whole else ""
+
+
+def _asked(row: Mapping[str, Any]) -> tuple[tables.Cell, ...]:
+  """Returns the cells of present and absent classes."""
+  return (
+    row["asked_absent"],
+    row["absent_rejection"],
+    row["asked_present"],
+    row["false_rejection"],
+  )
 
 
 def _pairs(rows: Mapping[str, object]) -> str:

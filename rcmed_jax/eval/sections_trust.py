@@ -23,21 +23,23 @@ def calibration(summary: Summary) -> str:
   bins = [row for row in found["bins"] if row["count"]]
   x = [row["confidence"] for row in bins]
   reliability = charts.line_chart(
-    "Mean IoU over mean confidence",
+    "Mean IoU by mean confidence",
     {
       "found": (x, [row["outcome"] for row in bins]),
       "honest": ([0.0, 1.0], [0.0, 1.0]),
     },
+    over="confidence",
   )
   curve = found["risk_coverage"]
   risk = charts.line_chart(
-    "Risk over coverage",
+    "Risk by coverage",
     {
       "1 - IoU": (
         [row["coverage"] for row in curve],
         [row["risk"] for row in curve],
       )
     },
+    over="share of masks taken",
   )
   measures = [
     ("Masks that answers hold", found["claims"]),
@@ -53,7 +55,7 @@ def calibration(summary: Summary) -> str:
       "confident masks are taken."
     )
     + f'<div class="charts">{reliability}{risk}'
-    + tables.plain(["Measure", "Value"], measures)
+    + tables.pairs(["Measure", "Value"], measures)
     + "</div>"
   )
 
@@ -71,7 +73,7 @@ def phrases(summary: Summary) -> str:
       row["name_dice"],
       row["phrase_dice"],
       row["drop"],
-      tables.interval(row["drop_low"], row["drop_high"]),
+      (row["drop_low"], row["drop_high"]),
       row["claimed"],
     )
     for kind, row in found.items()
@@ -113,6 +115,45 @@ def instances(summary: Summary) -> str:
     "touch count as one, but in a reference of several masks of the class. AP "
     "is TP / (TP + FP + FN)."
   ) + tables.plain(heads, rows)
+
+
+def boxes(summary: Summary) -> str:
+  """Returns how well the boxes around masks are found."""
+  found = summary.tables["box_ap"]
+  return tables.lead(
+    "Boxes around masks, ranked by confidence, claims of absent classes "
+    "included. AP as in COCO: the mean over IoU 0.50 to 0.95, then over tasks."
+  ) + tables.pairs(
+    ["Measure", "Value"],
+    [
+      ("AP", found["ap"]),
+      ("AP at IoU 0.50", found["ap50"]),
+      ("AP at IoU 0.75", found["ap75"]),
+      ("Box IoU, mean over masks", summary.tables["box_iou"]),
+      ("Boxes predicted", found["preds"]),
+      ("Boxes of references", found["refs"]),
+    ],
+  )
+
+
+def descriptions(summary: Summary) -> str:
+  """Returns how near descriptions are to the data's."""
+  found = summary.tables["wording"]
+  if found is None:
+    return ""
+  return tables.lead(
+    f"{found['texts']} generated descriptions against the data's, by shared "
+    'words, which know no medicine: "effusion" and "no effusion" share '
+    f"half. All are 0 to 1. sacrebleu: {found['signature']}"
+  ) + tables.pairs(
+    ["Measure", "Value"],
+    [
+      ("BLEU", found["bleu"]),
+      ("ROUGE-1", found["rouge1"]),
+      ("ROUGE-2", found["rouge2"]),
+      ("ROUGE-L", found["rougeL"]),
+    ],
+  )
 
 
 def groups(summary: Summary) -> str:

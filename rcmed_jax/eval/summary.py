@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import statistics
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from rcmed_jax.eval import (
   boxes,
   changed,
   confidence,
+  failures,
   instances,
   metrics,
+  negatives,
   presence,
   resampling,
   wording,
@@ -47,6 +50,9 @@ class Summary:
   quarantine: Sequence[Quarantined]
   examples: Sequence[Sample]
   lowest: Sequence[Sample]
+  highest: Sequence[Sample]
+  median: Sequence[Sample]  # nearest to the median image
+  failures: Mapping[str, Sample]  # reason -> an example
   claims: Sequence[tuple[float, float]]  # `confidence.claims`
 
 
@@ -77,9 +83,6 @@ def summarize(
   tables["presence"] = there = confidence.presence_table(tally, chosen)
   macro = tables["macro"]
   found = tables["recognition"]
-  examples = sorted(
-    gallery.examples, key=lambda s: (s.modality.lower(), s.record)
-  )
   return Summary(
     split=split,
     images=tally.images,
@@ -92,8 +95,11 @@ def summarize(
     false_rejection=there["false_rejection"],
     tables=tables,
     quarantine=tuple(tally.quarantine),
-    examples=tuple(examples),
+    examples=tuple(gallery.examples),
     lowest=tuple(gallery.lowest),
+    highest=tuple(gallery.highest),
+    median=tuple(gallery.near(_median(tally.masks))),
+    failures=dict(gallery.failures),
     claims=confidence.claims(tally),
   )
 
@@ -113,9 +119,7 @@ def _tables(
   by_task = table(lambda score: score.task)
   overall = table(lambda score: split)[split]
   low, high = _macro_interval(masks, config)
-  names: dict[Task, list[str]] = {task: [] for task in by_task}
-  for task, name in sorted({(score.task, score.name) for score in masks}):
-    names[task].append(name)  # as the data has it
+  names = _names(masks)
   return {
     "split": split,
     "images": tally.images,
@@ -156,11 +160,29 @@ def _tables(
     "by_dataset": table(lambda score: score.dataset),
     "recognition": _recognition(tally),
     "wording": _wording(tally),
+    "presence_by_task": negatives.by_task(tally),
+    "failures": failures.table(tally),
     "calibration": confidence.calibration_table(tally),
     "controls": changed.controls(tally, config),
     "phrases": changed.phrases(tally, config),
     "config": _settings(config),
   }
+
+
+def _names(masks: Sequence[MaskScore]) -> dict[Task, list[str]]:
+  """Returns what the data calls the class of each task."""
+  names: dict[Task, list[str]] = {}
+  for task, name in sorted({(score.task, score.name) for score in masks}):
+    names.setdefault(task, []).append(name)
+  return names
+
+
+def _median(masks: Sequence[MaskScore]) -> float:
+  """Returns the median over images of the mean Dice over an image's masks."""
+  images: dict[str, list[float]] = {}
+  for score in masks:
+    images.setdefault(score.record, []).append(score.counts.dice)
+  return statistics.median(map(metrics.mean, images.values()))
 
 
 def _macro_interval(
@@ -278,9 +300,14 @@ def _recognition(tally: Tally) -> dict[str, Any] | None:
     {"missed": missed, "said": said, "images": images}
     for (missed, said), images in found.confusions.items()
   ]
-  # The masks that came with the names; a class not named has Dice 0.
-  dice = [score.counts.dice for score in tally.open_masks]
-  table["dice"] = metrics.mean(dice) if dice else None
+  # Of all reference masks, where a class not named has Dice 0, and of those
+  # alone whose class was named.
+  for name, scores in (
+    ("dice", tally.open_masks),
+    ("dice_named", [score for score in tally.open_masks if score.present]),
+  ):
+    dice = [score.counts.dice for score in scores]
+    table[name] = metrics.mean(dice) if dice else None
   return table
 
 

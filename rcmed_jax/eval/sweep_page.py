@@ -29,7 +29,7 @@ def page(results: Results) -> str:
     else "",
     "How to read this": "".join(
       f'<p class="lead">{html.escape(text)}</p>'
-      for text in sweep_text.caution(results.seeds)
+      for text in sweep_text.how_to_read(results)
     ),
     "Cells": tables.plain(
       ["Cell", "Sets"],
@@ -38,7 +38,7 @@ def page(results: Results) -> str:
         for cell, one in told.overrides.items()
       ],
     ),
-    "Sweep": tables.plain(
+    "Sweep": tables.pairs(
       ["Setting", "Value"], [(k, str(v)) for k, v in told.facts.items()]
     )
     if told.facts
@@ -82,7 +82,7 @@ def _scores(results: Results) -> str:
       tables.fold(
         TITLES[name],
         tables.plain(
-          ["Cell", "Mean", *_INTERVALS],
+          ["Cell", "Mean", *_INTERVALS, "Seeds"],
           [row for row, _ in _rows(_of(name, found.cells))],
         ),
       )
@@ -110,7 +110,7 @@ def _differences(results: Results) -> str:
       tables.fold(
         TITLES[name],
         tables.plain(
-          ["Cell", "Difference", *_INTERVALS, "0 excluded"],
+          ["Cell", "Difference", *_INTERVALS, "Seeds", "0 excluded"],
           [
             (*row, _verdict(one))
             for row, one in _rows(_of(name, found.differences))
@@ -137,8 +137,9 @@ def _rows(
       (
         cell,
         one.mean,
-        tables.interval(one.seeds_low, one.seeds_high),
-        tables.interval(one.images_low, one.images_high),
+        (one.seeds_low, one.seeds_high),
+        (one.images_low, one.images_high),
+        len(one.by_seed),
       ),
       one,
     )

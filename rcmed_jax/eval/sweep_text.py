@@ -67,8 +67,22 @@ class Results:
     return sum(r.cell == cell and r.state == "finished" for r in self.runs)
 
 
-def caution(seeds: int) -> list[str]:
-  """Sentences: what the intervals say, and what so few seeds cannot."""
+def numbers_of_seeds(results: Results) -> dict[str, int]:
+  """What the tables hold -> of how many seeds; differences where of fewer."""
+  told = {cell: results.finished(cell) for cell in results.found.cells}
+  for cell, scores in results.found.differences.items():
+    common = min(len(one.by_seed) for one in scores.values())
+    if common < told[cell]:
+      told[f"{cell} less {results.told.baseline}"] = common
+  return told
+
+
+def caution(numbers: Mapping[str, int]) -> list[str]:
+  """Sentences: what the intervals say, and what so few seeds cannot.
+
+  Args:
+    numbers: as `numbers_of_seeds` tells.
+  """
   texts = [
     "Over seeds: Student's t at 95% over the runs of a cell. Another seed, the "
     "same test images. It is right where runs scatter normally.",
@@ -80,20 +94,28 @@ def caution(seeds: int) -> list[str]:
     "intervals exclude 0. Nothing is corrected for the number of cells: of 20 "
     "comparisons without any effect one is expected outside its interval.",
   ]
+  found = sorted(set(numbers.values()), reverse=True)
+  for seeds in found:
+    names = [name for name, number in numbers.items() if number == seeds]
+    of = f" ({', '.join(names)})" if len(found) > 1 else ""
+    texts.append(_reach(seeds, of))
+  return texts
+
+
+def _reach(seeds: int, of: str) -> str:
+  """What so many seeds can tell; `of` says of which cells, or nothing."""
   if seeds < 2:
-    texts.append(
-      "One seed tells nothing about the scatter between trainings; no "
+    return (
+      f"One seed{of} tells nothing about the scatter between trainings; no "
       "difference here is known to be one of the settings."
     )
-  else:
-    texts.append(
-      f"With {seeds} seeds the interval over seeds reaches "
-      f"{sweep_scores.breadth(seeds):.2f} standard deviations of one run to "
-      "each side. Smaller effects cannot be told from chance, and where none "
-      f"is seen there may be one. That all {seeds} runs lie on one side of "
-      f"the baseline happens by chance once in {2 ** (seeds - 1)} times."
-    )
-  return texts
+  return (
+    f"With {seeds} seeds{of} the interval over seeds reaches "
+    f"{sweep_scores.breadth(seeds):.2f} standard deviations of one run to "
+    "each side. Smaller effects cannot be told from chance, and where none "
+    f"is seen there may be one. That all {seeds} runs lie on one side of "
+    f"the baseline happens by chance once in {2 ** (seeds - 1)} times."
+  )
 
 
 def subtitle(results: Results) -> str:
@@ -109,6 +131,18 @@ def subtitle(results: Results) -> str:
   if found.left_out:
     text += f", {found.left_out} left out that not every run could read"
   return f"{text}."
+
+
+def how_to_read(results: Results) -> list[str]:
+  """All that a reader of the tables should know, a text a paragraph."""
+  texts = caution(numbers_of_seeds(results))
+  if any(seconds is not None for seconds in results.seconds.values()):
+    texts.append(
+      "s/step: median seconds of a training step, whatever else the machine "
+      "did meanwhile. It is no measurement: cells compare in it only where "
+      "every run had the same machine to itself."
+    )
+  return texts
 
 
 def title(name: str) -> str:
@@ -150,9 +184,13 @@ def markdown(results: Results) -> str:
       f"Differences to {told.baseline}, paired by seed and image.",
       "",
       *_table(
-        ["Cell", *(TITLES[name] for name in scores)],
+        ["Cell", "Seeds", *(TITLES[name] for name in scores)],
         [
-          [cell, *(_text(one.get(name), sign="+") for name in scores)]
+          [
+            cell,
+            str(min(len(score.by_seed) for score in one.values())),
+            *(_text(one.get(name), sign="+") for name in scores),
+          ]
           for cell, one in found.differences.items()
         ],
       ),
@@ -167,7 +205,7 @@ def markdown(results: Results) -> str:
     f"- {cell}: {overrides(one)}" for cell, one in told.overrides.items()
   ]
   parts += ["", *(f"- {name}: {fact}" for name, fact in told.facts.items()), ""]
-  parts += [f"{text}\n" for text in caution(results.seeds)]
+  parts += [f"{text}\n" for text in how_to_read(results)]
   return "\n".join(parts).rstrip() + "\n"
 
 

@@ -6,12 +6,16 @@ from typing import Any
 
 from rcmed_jax.eval import charts
 
-Cell = str | int | float | None
+# A tuple is the interval from its first to its second number.
+Cell = str | int | float | tuple[float | None, float | None] | None
 
 NUMBERS = (
   *("Dice", "95%", "IoU", "NSD, mm", "NSD, px", "HD95, mm", "HD95, px"),
   *("Pooled IoU", "Box IoU", "Masks", "Images"),
 )
+# Rows of tables that may be as long as the data; the rest is in a file.
+LISTED = 50
+
 # Left out on phones.
 WIDE = {"95%", "HD95, mm", "HD95, px", "Pooled IoU", "Box IoU", "Images"}
 
@@ -21,28 +25,36 @@ def lead(text: str) -> str:
   return f'<p class="lead">{cell(text)}</p>'
 
 
-def plain(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-  """Returns a table: strings to the left, numbers to the right.
+def plain(
+  heads: Sequence[str],
+  rows: Sequence[Sequence[Cell]],
+  *,
+  total: Sequence[Cell] | None = None,
+) -> str:
+  """Returns a sortable table: strings to the left, numbers to the right.
 
   A column is what its first row is; a missing number is None.
+
+  Args:
+    total: a row that stays below the others, however they are sorted.
   """
-  kinds = [
-    ' class="text"' if isinstance(value, str) else "" for value in rows[0]
-  ]
+  kinds = _kinds([*rows, *([total] if total else [])][0])
+  head = "".join(
+    f'<th{kind} scope="col"><button>{html.escape(name)}</button></th>'
+    for kind, name in zip(kinds, heads, strict=True)
+  )
+  foot = f"<tfoot>{_plain_row(kinds, total)}</tfoot>" if total else ""
+  return _frame(head, "".join(_plain_row(kinds, row) for row in rows), foot)
+
+
+def pairs(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+  """Returns a table of single things, in an order that says something."""
+  kinds = _kinds(rows[0])
   head = "".join(
     f'<th{kind} scope="col">{html.escape(name)}</th>'
     for kind, name in zip(kinds, heads, strict=True)
   )
-  body = "".join(
-    "<tr>"
-    + "".join(
-      f"<td{kind}>{cell(value)}</td>"
-      for kind, value in zip(kinds, row, strict=True)
-    )
-    + "</tr>"
-    for row in rows
-  )
-  return _frame(head, body)
+  return _frame(head, "".join(_plain_row(kinds, row) for row in rows))
 
 
 def scores(
@@ -66,6 +78,12 @@ def scores(
   return _frame(head, body)
 
 
+def more(rows: int, file: str) -> str:
+  """Returns how many of a table's rows are in a file alone; or nothing."""
+  rest = rows - LISTED
+  return lead(f"And {rest} more, in {file}.") if rest > 0 else ""
+
+
 def fold(title: str, body: str) -> str:
   """Returns HTML that opens when its title is selected."""
   return f"<details><summary>{html.escape(title)}</summary>{body}</details>"
@@ -75,6 +93,8 @@ def cell(value: object) -> str:
   """Returns a value as HTML; floats have three digits, None is a dash."""
   if value is None:
     return "–"
+  if isinstance(value, tuple):
+    return interval(*value) or "–"
   if isinstance(value, float):
     return f"{value:.3f}"
   return html.escape(str(value))
@@ -92,7 +112,7 @@ def _score_row(key: tuple[str, ...], row: Mapping[str, Any]) -> str:
     + "".join(f'<td class="text">{cell(part)}</td>' for part in key)
     + f'<td data-v="{row["dice"]}">{charts.bar(row["dice"], low, high)}'
     + f'{cell(row["dice"])}</td><td class="wide range" '
-    + f'data-v="{-1 if low is None else low}">'
+    + f'data-v="{"" if low is None else low}">'
     + f"{interval(low, high)}</td><td>{cell(row['iou'])}</td>"
     + _surface(row, "nsd", "mm", 3)
     + _surface(row, "nsd", "px", 3)
@@ -109,13 +129,34 @@ def _surface(row: Mapping[str, Any], name: str, unit: str, digits: int) -> str:
   value, count = row[f"{name}_{unit}"], row[f"masks_{unit}"]
   kind = "wide" if name == "hd95" else ""
   if value is None:
-    return f'<td class="{kind}" data-v="-1">–</td>'
+    return f'<td class="{kind}" data-v="">–</td>'
   some = f" <small>of {count}</small>" if count < row["masks"] else ""
   return f'<td class="{kind}" data-v="{value}">{value:.{digits}f}{some}</td>'
 
 
-def _frame(head: str, body: str) -> str:
+def _kinds(row: Sequence[Cell]) -> list[str]:
+  return [' class="text"' if isinstance(value, str) else "" for value in row]
+
+
+def _plain_row(kinds: Sequence[str], row: Sequence[Cell]) -> str:
+  cells = "".join(
+    f"<td{kind}{_value(value)}>{cell(value)}</td>"
+    for kind, value in zip(kinds, row, strict=True)
+  )
+  return f"<tr>{cells}</tr>"
+
+
+def _value(value: Cell) -> str:
+  """What a cell is sorted by, where that is not its text."""
+  if isinstance(value, tuple):
+    value = value[0]
+  elif not isinstance(value, float):
+    return ""
+  return f' data-v="{"" if value is None else value}"'
+
+
+def _frame(head: str, body: str, foot: str = "") -> str:
   return (
     f'<div class="table"><table><thead><tr>{head}</tr></thead>'
-    f"<tbody>{body}</tbody></table></div>"
+    f"<tbody>{body}</tbody>{foot}</table></div>"
   )

@@ -1,4 +1,5 @@
 import json
+import pathlib
 
 import pytest
 
@@ -62,3 +63,51 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
   assert compare._names(a, b) == (a, b)
   assert compare._names(a, a) == (f"{a} (A)", f"{a} (B)")
   assert compare._names(a, str(tmp_path / "b/new")) == ("run", "new")
+
+
+def _summary(folder, config, made=None):
+  told = {"config": config, "made": made or {}}
+  path = pathlib.Path(folder) / "report/summary--valid.json"
+  path.write_text(json.dumps(told))
+
+
+def test_other_questions_are_told_on_page_and_as_a_warning(tmp_path, capsys):
+  a, b = (_run(tmp_path / name, {"1": 5, "2": 6}) for name in "ab")
+  arguments = [a, b, "--out", str(tmp_path / "out"), "--split", "valid"]
+  same = {"seed": 0, "protocols": ["named"], "bootstrap": 100}
+  weights = {"weights": {"step": 1}}
+  _summary(a, {**same, "classes_per_question": 0}, weights)
+  _summary(b, {**same, "classes_per_question": 0, "bootstrap": 0})
+  assert compare.main(arguments) == 0
+  assert capsys.readouterr().err == ""  # weights and intervals may differ
+  page = (tmp_path / "out/index.html").read_text()
+  assert "Asked differently" not in page
+  _summary(
+    b,
+    {**same, "classes_per_question": 1, "seed": 2, "limit": 9},
+    {"data": {"index": "<set>"}},
+  )
+  assert compare.main(arguments) == 0
+  told = capsys.readouterr().err.splitlines()
+  assert [line.partition("differently: ")[2] for line in told] == [
+    "data, index: not told in A, <set> in B",
+    "eval.classes_per_question: 0 in A, 1 in B",
+    "eval.limit: not told in A, 9 in B",
+    "eval.seed: 0 in A, 2 in B",
+  ]
+  page = (tmp_path / "out/index.html").read_text()
+  assert page.index("Asked differently") < page.index("Verdict")
+  assert "<set>" not in page
+  numbers = json.loads((tmp_path / "out/comparison.json").read_text())
+  assert numbers["asked_differently"][1] == {
+    "what": "eval.classes_per_question",
+    "a": "0",
+    "b": "1",
+  }
+
+
+def test_a_damaged_summary_is_named(tmp_path):
+  a = _run(tmp_path / "a", {"1": 5})
+  (tmp_path / "a/report/summary--valid.json").write_text("[1]")
+  with pytest.raises(ValueError, match=r"summary--valid.json: config: cannot"):
+    compare.main([a, a, "--out", str(tmp_path / "o"), "--split", "valid"])

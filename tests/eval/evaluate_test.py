@@ -93,7 +93,7 @@ def test_chunks_and_repetition_change_no_byte(world, oracle, tmp_path):
     evaluate(world, model, config, folder)
     outputs.append(_files(folder))
   assert outputs[0] == outputs[1] == outputs[2] == outputs[3]
-  assert len(outputs[0]) == 10
+  assert len(outputs[0]) == 11
 
 
 def test_surfaces_boxes_and_groups_of_a_shifted_model(world, oracle, tmp_path):

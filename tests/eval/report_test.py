@@ -1,5 +1,7 @@
 import dataclasses
+import functools
 import html.parser
+import itertools
 import json
 import re
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 from rcmed_jax.eval import cards, charts, overlays, report
+from rcmed_jax.eval import rows as rows_lib
 from rcmed_jax.eval.evaluate import EvalConfig, evaluate
 
 VOID = {"meta", "img"}  # the elements of the page that have no end tag
@@ -76,8 +79,9 @@ def test_page_is_well_formed_and_its_links_lead_somewhere(page):
   parser = _parse(page)
   assert "A & B" in parser.text
   assert [f"#{id}" for id in parser.ids] == parser.links
-  assert len(parser.ids) == len(set(parser.ids)) == 11
-  assert parser.tags.count("article") == 3 + 2  # one a modality, two lowest
+  assert len(parser.ids) == len(set(parser.ids)) == 14
+  # One a modality; the best, the median, two of the worst; one missed.
+  assert parser.tags.count("article") == 3 + 1 + 1 + 2 + 1
   assert "$" not in page
 
 
@@ -111,6 +115,138 @@ def test_page_shows_what_to_trust(page, summary):
   assert "Other words" not in text  # not asked
 
 
+def test_page_says_why_masks_failed_and_shows_each_reason(summary, page):
+  text = " ".join(_parse(page).text)
+  hair = summary.failures["missed"]
+  assert "hair" in hair.classes
+  assert re.findall(r"<header><b>([^<]*:[^<]*)", page) == [
+    "Missed entirely: hair"
+  ]
+  (row,) = summary.tables["failures"]["by_task"]
+  assert (row["reason"], row["class"], row["count"]) == ("missed", "hair", 4)
+  assert f"Of {summary.masks} masks asked for by name 4 have a Dice" in text
+  assert row["example"] in text
+
+
+def test_false_alarm_has_a_picture_and_no_place_among_the_worst(
+  world, oracle, tmp_path
+):
+  class Claims(oracle):
+    def found(self, name, masks):
+      target = super().found(name, masks)
+      if target.present:
+        return target
+      mask_IJ = np.eye(*next(iter(masks.values())).shape, dtype=bool)
+      return dataclasses.replace(
+        target, present=True, mask_IJ=mask_IJ, confidence=0.6
+      )
+
+  config = EvalConfig(bootstrap=0, controls=(), worst=40)
+  summary = evaluate(world, Claims(world, shift=2), config, tmp_path)
+  alarm = summary.failures["false_alarm"]
+  assert alarm.record == min(
+    row["example"] for row in summary.tables["failures"]["by_task"]
+  )
+  assert alarm not in [*summary.lowest, *summary.highest, *summary.median]
+  assert len(summary.lowest) == summary.images
+  page = report.write_report(tmp_path / "a.html", summary).read_text()
+  assert f"<header><b>False alarm: {alarm.classes[0]}</b>" in page
+  assert "not in the image" in page
+
+
+def test_page_holds_boxes_and_descriptions(summary, page):
+  text = " ".join(_parse(page).text)
+  assert f"{summary.tables['box_ap']['ap75']:.3f}" in text
+  assert f"{summary.tables['wording']['rougeL']:.3f}" in text
+  assert summary.tables["wording"]["signature"] in text
+
+
+def test_dice_of_named_masks_leaves_out_those_not_named(summary, page):
+  found = summary.tables["recognition"]
+  assert found["dice_named"] > found["dice"] + 0.05  # hair is never named
+  assert "Dice of the masks whose class was named" in page
+  assert "Dice of all reference masks, 0 where not named" in page
+
+
+def test_long_quarantine_is_cut_and_its_file_named(summary, tmp_path):
+  rows = [rows_lib.Quarantined(f"r{n:03d}", "p", "f", "why") for n in range(60)]
+  long = dataclasses.replace(summary, quarantine=rows)
+  text = report.write_report(tmp_path / "a.html", long).read_text()
+  assert "r049" in text and "r050" not in text
+  assert "And 10 more, in quarantine--test.jsonl." in text
+
+
+def test_what_was_not_asked_is_not_0_of_0(world, oracle, tmp_path):
+  config = EvalConfig(protocols=("named",), controls=(), bootstrap=0, worst=0)
+  summary = evaluate(world, oracle(world), config, tmp_path)
+  page = report.write_report(tmp_path / "a.html", summary).read_text()
+  assert "0 of 0" not in page
+  assert "not asked" in page
+
+
+def test_tables_of_numbers_sort_and_totals_stay_below(page):
+  heads = re.findall(r"<thead>(.*?)</thead>", page)
+  sortable = [head for head in heads if "<button>" in head]
+  # Others are lists of single things in an order that says something.
+  assert all(
+    "<th" in h and h.count("<th") == 2 for h in heads if h not in sortable
+  )
+  for word in ("AJI", "Rightly rejected", "Said instead", "Tasks", "Wrong"):
+    assert any(word in head for head in sortable), word
+  assert page.count("<tfoot>") == 1
+
+
+def test_pages_of_splits_stay_and_the_newest_links_to_all(summary, tmp_path):
+  other = dataclasses.replace(summary, split="a&b", dice=0.123456)
+  report.write_pages(tmp_path, other)
+  assert "Evaluated splits" not in (tmp_path / "index.html").read_text()
+  first = (tmp_path / "index--a&b.html").read_bytes()
+  report.write_pages(tmp_path, summary)
+  assert (tmp_path / "index--a&b.html").read_bytes() == first
+  newest = _parse((tmp_path / "index.html").read_text())
+  assert "Split test" in " ".join(newest.text)
+  pages = [link for link in newest.links if not link.startswith("#")]
+  assert pages == ["index--a%26b.html", "index--test.html"]
+
+
+def test_how_it_was_made_is_told(world, oracle, tmp_path):
+  made = {"weights": {"step": 360, "averaged": True}, "temperature": None}
+  config = EvalConfig(bootstrap=0, limit=5, seed=7)
+  found = evaluate(world, oracle(world), config, tmp_path, made=made)
+  page = report.write_report(tmp_path / "a.html", found).read_text()
+  rows = re.findall(r'<td class="text">(.*?)</td>', page)
+  told = dict(itertools.pairwise(rows))
+  assert told["weights, step"] == "360"
+  assert told["weights, averaged"] == "yes"
+  assert told["temperature"] == "none"
+  assert told["records, asked about"] == "5"
+  assert told["evaluation, seed"] == "7"
+  assert "a draw of 5 of 12 records" in page
+  written = json.loads((tmp_path / "summary--test.json").read_text())
+  assert written["made"]["weights"] == made["weights"]
+  assert written["made"]["records"] == {"in the index": 12, "asked about": 5}
+
+
+def test_order_of_answers_changes_no_byte_of_the_page(world, oracle, tmp_path):
+  class InOrder(oracle):
+    def __call__(self, requests):
+      for number, request in enumerate(requests):
+        yield number, self.answer(request)
+
+  config = EvalConfig(
+    chunk=50, bootstrap=0, gallery=1, worst=1, classes_per_question=1
+  )
+  pages = []
+  for name, model in (("a", oracle), ("b", InOrder)):
+    blind = ("hair", "liver", "heart")  # ties at the Dice of 0
+    answers = model(world, shift=2, blind=blind)
+    found = evaluate(world, answers, config, tmp_path / name)
+    pages.append(
+      report.write_report(tmp_path / f"{name}.html", found).read_bytes()
+    )
+  assert pages[0] == pages[1]
+
+
 def test_text_from_data_is_escaped(summary, tmp_path):
   sample = dataclasses.replace(
     summary.examples[0],
@@ -135,13 +271,21 @@ def test_report_without_extras(summary, tmp_path):
   tables = {
     **summary.tables,
     **dict(recognition=None, calibration=None, controls={}, instances=[]),
+    **dict(wording=None),
   }
   bare = dataclasses.replace(
-    summary, tables=tables, examples=(), lowest=(), recognition=None
+    summary,
+    tables=tables,
+    **dict.fromkeys(("examples", "lowest", "highest", "median"), ()),
+    failures={},
+    recognition=None,
   )
   path = report.write_report(tmp_path / "bare.html", bare)
   parser = _parse(path.read_text())
-  assert parser.ids == ["modalities-and-tasks", "presence", "quarantine"]
+  assert parser.ids == [
+    *("failures", "modalities-and-tasks", "presence", "boxes"),
+    *("quarantine", "how-this-was-made"),
+  ]
 
 
 def test_same_summary_same_bytes(summary, tmp_path):
@@ -193,20 +337,42 @@ def test_image_png_is_small_and_rgb(shape):
 
 def test_gallery_keeps_the_lowest_whatever_the_order(summary):
   samples = [
-    dataclasses.replace(summary.examples[0], record=str(n), dice=(n / 10, 1.0))
-    for n in range(8)
+    dataclasses.replace(
+      summary.examples[0],
+      record=str(n // 2),
+      question=f"{n % 2}",
+      dice=(n // 4 / 10, 1.0),  # two records, two questions each, tie
+      reasons=("too_small" if n in (5, 9) else "", ""),
+    )
+    for n in range(16)
   ]
   for order in (samples, samples[::-1], samples[3:] + samples[:3]):
-    gallery = overlays.Gallery({"6"}, worst=3)
+    gallery = overlays.Gallery({"6"}, worst=3, candidates={"3", "5"})
     for sample in order:
-      if gallery.wants(sample.record, sample.mean_dice):
+      rank = (sample.mean_dice, *sample.key)
+      if gallery.wants(rank, sample.reasons):
         gallery.add(sample)
-    assert [sample.record for sample in gallery.lowest] == ["0", "1", "2"]
-    assert [sample.record for sample in gallery.examples] == ["6"]
+    kept = {
+      "examples": gallery.examples,
+      "lowest": gallery.lowest,
+      "highest": gallery.highest,
+      "median": gallery.near(0.56),
+      "failed": gallery.failures.values(),
+    }
+    assert {name: [s.key for s in some] for name, some in kept.items()} == {
+      "examples": [("6", "0"), ("6", "1")],
+      "lowest": [("0", "0"), ("0", "1"), ("1", "0")],
+      "highest": [("6", "0"), ("6", "1")],
+      "median": [("3", "0"), ("3", "1")],
+      "failed": [("2", "1")],
+    }
+    assert not gallery.wants((0.58, "2", "0"), ("",))
+    assert gallery.wants((0.52, "2", "0"), ("too_small",))
 
 
 def test_line_chart_maps_values_to_its_frame():
-  svg = charts.line_chart("t", {"a": ([0, 10], [0.0, 5.0])})
+  svg = charts.line_chart("t", {"a": ([0, 10], [0.0, 5.0])}, over="weeks")
+  assert 'aria-label="t, over weeks"' in svg
   points = re.search(r'points="([^"]+)"', svg).group(1).split()
   left, right = (
     tuple(map(float, point.split(","))) for point in (points[0], points[-1])
@@ -219,16 +385,17 @@ def test_line_chart_maps_values_to_its_frame():
 def test_line_chart_thins_and_drops_what_is_not_finite():
   steps = list(range(10_000))
   values = [float("nan"), *([1.0] * 9_999)]
-  svg = charts.line_chart("t", {"a": (steps, values)})
+  svg = charts.line_chart("t", {"a": (steps, values)}, over="x")
   points = re.search(r'points="([^"]+)"', svg).group(1).split()
   assert len(points) == charts.POINTS
   assert "nan" not in svg
-  assert charts.line_chart("t", {"a": ([1], [float("inf")])}) == ""
-  assert "<circle" in charts.line_chart("t", {"a": ([1], [0.0])})
+  assert charts.line_chart("t", {"a": ([1], [float("inf")])}, over="x") == ""
+  assert "<circle" in charts.line_chart("t", {"a": ([1], [0.0])}, over="x")
 
 
 def test_log_axis_only_where_values_span_much():
   wide, narrow = ([1, 2], [0.001, 1.0]), ([1, 2], [0.5, 1.0])
-  assert "log scale" in charts.line_chart("t", {"a": wide}, log=True)
-  assert "log scale" not in charts.line_chart("t", {"a": narrow}, log=True)
-  assert "log scale" not in charts.line_chart("t", {"a": wide})
+  line = functools.partial(charts.line_chart, "t", over="x")
+  assert "log scale" in line({"a": wide}, log=True)
+  assert "log scale" not in line({"a": narrow}, log=True)
+  assert "log scale" not in line({"a": wide})

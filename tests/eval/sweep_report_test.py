@@ -1,3 +1,4 @@
+import dataclasses
 import html.parser
 import json
 import re
@@ -118,7 +119,8 @@ def test_table_holds_hand_worked_numbers(runs, tmp_path):
   assert table["runs"]["K=3/seed0"] == {"state": "failed", "error": ERROR}
   text = (tmp_path / "out/sweep.md").read_text()
   assert "| K=2 | 2 | 0.700 ± 0.000 [–]" in text
-  assert "| K=2 | +0.200 ± 0.000 [–]" in text
+  assert "| K=2 | 2 | +0.200 ± 0.000 [–]" in text
+  assert "s/step: median seconds" in text and "no measurement" in text
   assert "| K=3/seed1 | missing |" in text
   assert r"step</b> 3 \| not finite" in text
   assert "3 cells, 2 seeds: 4 of 6 runs finished, 1 failed; 2 test images" in (
@@ -159,9 +161,32 @@ def test_sweep_without_a_finished_run_has_a_page(tmp_path):
 
 
 def test_caution_tells_what_few_seeds_cannot():
-  assert "2.48 standard deviations" in caution(3)[-1]
-  assert "once in 4 times" in caution(3)[-1]
-  assert "One seed tells nothing" in caution(1)[-1]
+  told = caution({"a": 3, "b": 3})[-1]
+  assert "With 3 seeds the interval" in told
+  assert "2.48 standard deviations" in told
+  assert "once in 4 times" in told
+  assert "One seed tells nothing" in caution({"a": 1})[-1]
+
+
+def test_caution_counts_finished_seeds_cell_by_cell(runs, tmp_path):
+  write_run(runs[2].folder, (0.4, 0.4))  # K=3/seed0
+  runs[2] = dataclasses.replace(runs[2], state="finished", error="")
+  sweep_report.write(tmp_path / "out", runs, TOLD, split="test")
+  for name in ("sweep.md", "index.html"):
+    text = (tmp_path / "out" / name).read_text()
+    # Two of them: t(0.975, 1) / sqrt(2); planned seeds count for nothing.
+    assert (
+      "With 2 seeds (K=0, K=2) the interval over seeds reaches 8.98" in text
+    )
+    assert "One seed (K=3) tells nothing" in text
+
+
+def test_differences_are_of_the_seeds_that_both_have(runs, tmp_path):
+  runs[3] = dataclasses.replace(runs[3], state="failed")  # K=0/seed1
+  sweep_report.write(tmp_path / "out", runs, TOLD, split="test")
+  text = (tmp_path / "out/sweep.md").read_text()
+  assert "| K=2 | 1 | +0.200 [" in text
+  assert "One seed (K=0, K=2 less K=0) tells nothing" in text
 
 
 def test_drawing_puts_values_in_their_places():

@@ -152,13 +152,7 @@ def test_two_processes_evaluate_as_one(two, train, tmp_path):
     code, said = finish(train.started(processes, argv))
     assert code == 0, said
     assert said.count("evaluate: dice=") == 1
-    outputs.append(
-      {
-        path.name: path.read_bytes()
-        for path in out.iterdir()
-        if path.suffix != ".html"  # tells the number of devices
-      }
-    )
+    outputs.append({path.name: path.read_bytes() for path in out.iterdir()})
   assert "summary--test.json" in outputs[0]
   assert outputs[0] == outputs[1]
 

@@ -11,6 +11,7 @@ import toy
 
 from rcmed_jax.apps import answering
 from rcmed_jax.data import phantoms, pipeline, readers, tokens
+from rcmed_jax.eval import report
 from rcmed_jax.eval.evaluate import EvalConfig, evaluate
 from rcmed_jax.model import int8, rcmed
 from rcmed_jax.parallel import mesh as meshes
@@ -25,7 +26,8 @@ CONFIG = EvalConfig(
   classes_per_question=1,
   bootstrap=100,
   chunk=40,
-  gallery=0,
+  gallery=1,
+  worst=2,
 )
 
 
@@ -93,10 +95,12 @@ def test_devices_and_requests_under_way_change_no_byte(world, tmp_path):
       ask = functools.partial(answering.answers, answers, under_way=under_way)
       found = evaluate(world[0], ask, CONFIG, folder)
       assert found.images == SAMPLES
+      report.write_pages(folder, found)
       outputs[devices, under_way] = {
         path.name: path.read_bytes() for path in folder.iterdir()
       }
   wanted = outputs.pop((1, 1))
+  assert b"Median" in wanted["index--test.html"]
   assert wanted["metrics--test.jsonl"].count(b'"present": true') > SAMPLES / 2
   for files in outputs.values():
     assert files == wanted
