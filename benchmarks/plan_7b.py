@@ -33,32 +33,54 @@ TENSOR = (
   "--config.eval.rows=8",
 )
 
-# Name -> (topology, step, further flags, GiB a chip that it may take).
-CASES: Mapping[str, tuple[str, str, tuple[str, ...], float]] = {
-  "v5e:16x16 train": ("v5e:16x16", "train", (), 14),
-  "v5p:4x4x8 train": ("v5p:4x4x8", "train", (), 80),
-  "v6e:16x16 train": ("v6e:16x16", "train", (), 28),
-  "v5p:8x8x8 train": (
-    "v5p:8x8x8",
-    "train",
-    ("--config.train.accumulation=3",),
-    80,
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """What `rcmed plan` is asked."""
+
+  topology: str
+  limit_gib: float  # that it may take of a chip
+  step: str = "train"
+  flags: tuple[str, ...] = ()
+  slices: int = 1
+
+  @property
+  def command(self) -> str:
+    slices = (f"--slices={self.slices}",) if self.slices > 1 else ()
+    return " ".join(
+      (
+        f"rcmed plan --config={CONFIG} --topology={self.topology}",
+        *slices,
+        *self.flags,
+        f"--step={self.step}",
+      )
+    )
+
+
+CASES: Mapping[str, Case] = {
+  "v5e:16x16 train": Case("v5e:16x16", 14),
+  "v5p:4x4x8 train": Case("v5p:4x4x8", 80),
+  "v6e:16x16 train": Case("v6e:16x16", 28),
+  "v5p:8x8x8 train": Case(
+    "v5p:8x8x8", 80, flags=("--config.train.accumulation=3",)
   ),
-  "v5e:2x4 train": (
+  "v5e:2x4 train": Case(
     "v5e:2x4",
-    "train",
-    ("--config.mesh.fsdp=8", "--config.train.batch_size=96"),
     14,
+    flags=("--config.mesh.fsdp=8", "--config.train.batch_size=96"),
   ),
-  "v5e:8x8 train": (
-    "v5e:8x8",
-    "train",
-    ("--config.train.batch_size=768",),
+  "v5e:8x8 train": Case(
+    "v5e:8x8", 14, flags=("--config.train.batch_size=768",)
+  ),
+  "2 x v5e:4x4 train": Case(
+    "v5e:4x4",
     14,
+    flags=("--config.mesh.slice=2", "--config.train.batch_size=384"),
+    slices=2,
   ),
-  "v5e:16x16 evaluate": ("v5e:16x16", "evaluate", (), 14),
-  "v5e:16x16 decode": ("v5e:16x16", "decode", (), 14),
-  "v5e:16x16 decode, tensor": ("v5e:16x16", "decode", TENSOR, 14),
+  "v5e:16x16 evaluate": Case("v5e:16x16", 14, "evaluate"),
+  "v5e:16x16 decode": Case("v5e:16x16", 14, "decode"),
+  "v5e:16x16 decode, tensor": Case("v5e:16x16", 14, "decode", TENSOR),
 }
 SIZES = (8, 16, 32, 64, 128, 256, 512)  # chips of the figure
 
@@ -78,38 +100,63 @@ def main() -> None:
       print(name, "done" if name in held else "missing")
     elif name not in held:
       print(f"compiling {name}", flush=True)
-      held[name] = dataclasses.asdict(_plan(name))
+      found, _ = plan_report.report(_question(name))
+      assert found.plan is not None
+      held[name] = {
+        "compiler": found.compiler,
+        "plan": dataclasses.asdict(found.plan),
+      }
       HELD.write_text(json.dumps(held, indent=1) + "\n")
   if not args.cases:
-    reports = {name: from_json(held[name]) for name in CASES if name in held}
+    reports = {
+      name: from_json(name, held[name]) for name in CASES if name in held
+    }
     TABLE.write_text(_table(reports))
     FIGURE.write_text(_figure(reports))
 
 
-def from_json(values: dict[str, Any]) -> plan_report.Report:
-  """What `dataclasses.asdict` took apart."""
+def from_json(name: str, values: dict[str, Any]) -> plan_report.Report:
+  """The report of a case: the compiler's part as held, all else anew."""
+  asked = _question(name)
+  mesh = asked.where.mesh(asked.told.mesh)
+  step = plan_steps.make(asked.told, mesh, asked.step)
   compiled = dict(values["plan"])
   compiled["largest"] = tuple(
     plan.Array(**{**one, "shape": tuple(one["shape"])})
     for one in compiled["largest"]
   )
   compiled["collectives"] = tuple(
-    traffic.Sum(**one) for one in compiled["collectives"]
+    _sum(one, step) for one in compiled["collectives"]
   )
-  return plan_report.Report(
-    **{
-      **values,
-      "plan": plan.Plan(**compiled),
-      "estimate": plan_estimate.Estimate(**values["estimate"]),
-    }
+  return plan_report.assemble(
+    asked, step, plan.Plan(**compiled), values["compiler"]
   )
 
 
-def _plan(name: str) -> plan_report.Report:
-  topology, step, flags, _ = CASES[name]
-  told = settings.parse([f"--config={CONFIG}", *flags])
-  where = plan_steps.place(topology)
-  return plan_report.report(told, where, step, utilisation=UTILISATION)[0]
+def _question(name: str) -> plan_report.Question:
+  case = CASES[name]
+  return plan_report.Question(
+    settings.parse([f"--config={CONFIG}", *case.flags]),
+    plan_steps.place(case.topology, case.slices),
+    case.step,
+    UTILISATION,
+  )
+
+
+def _sum(values: Mapping[str, Any], step: plan_steps.Step) -> traffic.Sum:
+  """One of a program's sums; of those held before axes were, by what it is.
+
+  Weights go along fsdp, and along tensor where nothing is cut by fsdp; sums of
+  a train step are mostly those between copies.
+  """
+  values = dict(values)
+  if "axes" in values:
+    return traffic.Sum(**{**values, "axes": tuple(values["axes"])})
+  del values["across_slices"]  # there was one slice
+  sizes = step.mesh.shape
+  parts = "fsdp" if sizes["fsdp"] > 1 else "tensor"
+  copies = step.trains and values["kind"] == "all-reduce" and sizes["data"] > 1
+  return traffic.Sum(**values, axes=("data" if copies else parts,))
 
 
 def _table(reports: Mapping[str, plan_report.Report]) -> str:
@@ -121,36 +168,35 @@ def _table(reports: Mapping[str, plan_report.Report]) -> str:
     "",
     f"{', '.join(sorted(compiler))}. Compiled, **not run**: memory is the",
     "compiler's, traffic is read in the program, seconds assume arithmetic at",
-    f"{UTILISATION:.0%} of the peak. All parts are the real ones: own kernels,",
-    "splash attention, mask decoder, losses, low-rank updates; embeddings and",
-    "SAM train as in the release. `rcmed plan` prints each case in full.",
+    f"{UTILISATION:.0%} of the peak, and the links that lead along a mesh axis",
+    "at full speed, one transfer after another. All parts are the real ones:",
+    "own kernels, splash attention, mask decoder, losses, low-rank updates;",
+    "embeddings and SAM train as in the release. `rcmed plan` prints each case",
+    "in full.",
     "",
     "| case | mesh | images a call | GiB a chip (may take) | GB sent a chip |"
-    " arithmetic s | sending s | images/s | compiled in s |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    " arithmetic s | links s | network s | images/s | compiled in s |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
   ]
   for name, found in reports.items():
-    compiled = found.plan
+    compiled, sizes = found.plan, found.step.mesh.shape
     assert compiled is not None
-    mesh = " x ".join(f"{n} {axis}" for axis, n in found.mesh.items() if n > 1)
+    mesh = " x ".join(f"{n} {axis}" for axis, n in sizes.items() if n > 1)
     lines.append(
-      f"| {name} | {mesh} | {found.images} | {found.needs_gib:.2f} "
-      f"({CASES[name][3]}) | {compiled.sent(False) / 1e9:.1f} | "
-      f"{found.compute_s:.3g} | {found.links_s:.3g} | "
-      f"{found.images_per_s:.0f} | {compiled.seconds:.0f} |"
+      f"| {name} | {mesh} | {found.step.images} | "
+      f"{found.needs / plan.GIB:.2f} ({CASES[name].limit_gib}) | "
+      f"{compiled.sent / 1e9:.1f} | {found.estimate.compute_s:.3g} | "
+      f"{found.links_s:.3g} | {found.network_s:.3g} | {found.per_s:.0f} | "
+      f"{compiled.seconds:.0f} |"
     )
   for name, found in reports.items():
-    topology, step, flags, _ = CASES[name]
-    command = " ".join(
-      (f"rcmed plan --config={CONFIG} --topology={topology}", *flags)
-    )
-    lines += ["", f"## {name}", "", f"    {command} --step={step}", ""]
+    lines += ["", f"## {name}", "", f"    {CASES[name].command}", ""]
     told = plan_report.table(found).splitlines()
     lines += [f"    {line}".rstrip() for line in told]
   return "\n".join(lines) + "\n"
 
 
-def _estimated(topology: str, count: int) -> float:
+def _estimated(count: int) -> float:
   """GB that a chip sends in a train step of two images at a time, six times."""
   parts = min(16, count)
   told = settings.parse(
@@ -163,23 +209,22 @@ def _estimated(topology: str, count: int) -> float:
   mesh = meshes.abstract_mesh(told.mesh, count)
   step = plan_steps.make(told, mesh, "train")
   found = plan_estimate.estimate(
-    told,
-    step,
-    "train",
-    mesh,
-    chips.TPUS[topology.partition(":")[0]],
-    utilisation=UTILISATION,
+    told, step, chips.TPUS["v5e"], utilisation=UTILISATION
   )
-  return found.sent / 1e9
+  return sum(found.sent.values()) / 1e9
 
 
 def _figure(reports: Mapping[str, plan_report.Report]) -> str:
   """GB sent a chip against chips: counted, and compiled where it was."""
-  counted = [_estimated("v5e", count) for count in SIZES]
+  counted = [_estimated(count) for count in SIZES]
   compiled = [
-    (found.chips, found.plan.sent(False) / 1e9 * 6 / _turns(found), name)
+    (
+      found.step.mesh.size,
+      found.plan.sent / 1e9 * 6 / found.step.accumulation,
+      name,
+    )
     for name, found in reports.items()
-    if found.step == "train" and found.plan is not None
+    if found.step.trains and found.plan is not None
   ]
   top = 1.2 * max([*counted, *(sent for _, sent, _ in compiled)])
 
@@ -219,16 +264,10 @@ def _figure(reports: Mapping[str, plan_report.Report]) -> str:
     parts.append(
       f'<circle cx="{x(count):.0f}" cy="{y(sent):.1f}" r="4" fill="#d1242f"/>'
       f'<text x="{x(count):.0f}" y="{y(sent) - 9 + below:.1f}" '
-      f'text-anchor="middle">{name.partition(" ")[0]}</text>'
+      f'text-anchor="middle">{name.removesuffix(" train")}</text>'
     )
   parts.append('<text x="305" y="302" text-anchor="middle">chips</text></svg>')
   return "\n".join(parts) + "\n"
-
-
-def _turns(found: plan_report.Report) -> float:
-  """Micro-batches of a call."""
-  shards = found.chips / found.mesh["tensor"]
-  return found.images / found.rows / shards
 
 
 if __name__ == "__main__":

@@ -28,37 +28,37 @@ def main(argv: Sequence[str]) -> int:
   told = settings.parse(rest)
   if args.mesh:
     told = dataclasses.replace(told, mesh=meshes.parse(args.mesh))
-  where = plan_steps.place(args.topology, args.slices)
+  asked = plan_report.Question(
+    told,
+    plan_steps.place(args.topology, args.slices),
+    args.step,
+    args.utilisation,
+    args.price,
+  )
   if args.search:
-    choices = plan_search.search(
-      told,
-      where,
-      args.step,
-      utilisation=args.utilisation,
-      price=args.price,
-      compiles=args.compile,
-      say=lambda sentence: print(f"plan: {sentence}", file=sys.stderr),
-    )
+    choices = plan_search.search(asked, compiles=args.compile, say=_say)
     if args.json:
-      print(json.dumps([dataclasses.asdict(one) for one in choices], indent=2))
+      print(json.dumps([one.as_json() for one in choices], indent=2))
     else:
       print(plan_search.table(choices))
     return 0 if choices[0].fits else TOO_LARGE
-  if where.compiles:
-    print(
-      "plan: compiling; the 7B takes a quarter of an hour and more",
-      file=sys.stderr,
-    )
-  found, text = plan_report.report(
-    told, where, args.step, utilisation=args.utilisation, price=args.price
-  )
+  if asked.where.compiles:
+    _say("compiling; the 7B takes a quarter of an hour and more")
+  found, text = plan_report.report(asked)
   if args.program and text:
     args.program.write_text(text, encoding="utf-8")
   if args.json:
-    print(json.dumps(dataclasses.asdict(found), indent=2))
+    # The table has it where people look; here nobody does.
+    if sentence := plan_report.warning(found):
+      _say(sentence)
+    print(json.dumps(found.as_json(), indent=2))
   else:
     print(plan_report.table(found))
   return 0 if found.fits else TOO_LARGE
+
+
+def _say(sentence: str) -> None:
+  print(f"plan: {sentence}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,13 +107,13 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     "--search",
     action="store_true",
-    help="try meshes, micro-batches, remat policies and placements",
+    help="try meshes, batch sizes, micro-batches, remat policies, placements",
   )
   parser.add_argument(
     "--compile",
     type=int,
     default=2,
     metavar="N",
-    help="with --search: compile the N best; default: 2",
+    help="with --search: compile the best until N fit; default: 2",
   )
   return parser

@@ -1,148 +1,244 @@
 """What `rcmed plan` says of one step, in numbers and as a table."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import math
+from typing import Any
 
 import jax
 
 from rcmed_jax.apps import plan_estimate, plan_steps
 from rcmed_jax.apps.settings import Settings
-from rcmed_jax.parallel import plan
+from rcmed_jax.parallel import chips, links, plan
 
 _GB = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """What is to be planned."""
+
+  told: Settings  # the mesh among them
+  where: plan_steps.Place
+  step: str = "train"  # one of plan_steps.STEPS
+  utilisation: float = 0.4  # of the peak that arithmetic reaches
+  price: float | None = None  # US dollars of a device's hour
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
   """One step on one mesh."""
 
-  step: str  # one of plan_steps.STEPS
-  topology: str
-  slices: int
-  chips: int
-  mesh: dict[str, int]
-  images: int  # a call
-  rows: float  # images of a chip's group at a time
-  text: int  # tokens of each image
-  remat: str
-  frozen_placement: str
-  compiler: str  # versions; "none: estimated"
-  fits: bool
-  chip_gib: float
-  needs_gib: float
-  plan: plan.Plan | None  # None where nothing was compiled
+  asked: Question
+  step: plan_steps.Step
   estimate: plan_estimate.Estimate
-  replicated: tuple[str, ...]  # sentences
-  image_flops: float  # the model's own
-  image_flops_done: float  # with what is made again
-  utilisation: float
-  compute_s: float  # a call, at this utilisation
-  memory_s: float  # weights and cache read once
-  links_s: float  # sent at full speed within the slice
-  network_s: float  # and between slices
-  images_per_s: float  # as if sending hid behind arithmetic
-  usd_per_million: float | None  # images
+  plan: plan.Plan | None  # None where nothing was compiled
+  compiler: str  # versions; "none: estimated"
+
+  @property
+  def chip(self) -> chips.Chip:
+    return self.asked.where.chip
+
+  @property
+  def needs(self) -> int:
+    """Bytes of a device."""
+    return (self.plan or self.estimate).total
+
+  @property
+  def fits(self) -> bool:
+    refused = self.plan is not None and bool(self.plan.refusal)
+    return not refused and self.needs <= self.chip.usable_gib * plan.GIB
+
+  @property
+  def sent(self) -> tuple[tuple[tuple[str, ...], float], ...]:
+    """(mesh axes, bytes of a device), as compiled or else estimated."""
+    if self.plan is not None:
+      return tuple((one.axes, one.sent) for one in self.plan.collectives)
+    return tuple(
+      ((axis,), size) for axis, size in self.estimate.sent.items() if size
+    )
+
+  @functools.cached_property
+  def links_s(self) -> float:
+    """Of sending over links, one after another, at their full speed."""
+    return self._sending_s(False)
+
+  @functools.cached_property
+  def network_s(self) -> float:
+    """Of sending over the data centre's network."""
+    return self._sending_s(True)
+
+  @property
+  def per_s(self) -> float:
+    """Images, or tokens, as if all else hid behind what takes longest."""
+    return self.step.images / max(
+      self.estimate.compute_s,
+      self.estimate.memory_s,
+      self.links_s,
+      self.network_s,
+    )
+
+  @property
+  def usd_per_million(self) -> float | None:
+    """Of images, or tokens."""
+    if self.asked.price is None:
+      return None
+    return self.asked.price * self.asked.where.count / 3600 / self.per_s * 1e6
+
+  @property
+  def whole(self) -> dict[str, int]:
+    """Large weights that no mesh axis divides: names and bytes."""
+    found = self.step.whole("trained weights")
+    if self.asked.told.optimizer.frozen_placement != "replicated":
+      found |= self.step.whole("frozen weights")
+    return found
+
+  def as_json(self) -> dict[str, Any]:
+    """What --json prints; seconds are of a call."""
+    own, done = self.step.flops
+    return {
+      "step": self.step.name,
+      "topology": self.asked.where.topology,
+      "slices": self.asked.where.slices,
+      "chips": self.asked.where.count,
+      "mesh": dict(self.step.mesh.shape),
+      "images": self.step.images,
+      "rows": self.step.rows,
+      "text": self.step.text,
+      "remat": str(self.asked.told.model.remat),
+      "frozen_placement": self.asked.told.optimizer.frozen_placement,
+      "compiler": self.compiler,
+      "fits": self.fits,
+      "chip_gib": self.chip.memory_gib,
+      "usable_gib": self.chip.usable_gib,
+      "needs_gib": self.needs / plan.GIB,
+      "plan": self.plan and dataclasses.asdict(self.plan),
+      "estimate": dataclasses.asdict(self.estimate),
+      "whole": self.whole,
+      "replicated": self.step.replicated,
+      "image_flops": own,
+      "image_flops_done": done,
+      "utilisation": self.asked.utilisation,
+      "compute_s": self.estimate.compute_s,
+      "memory_s": self.estimate.memory_s,
+      "links_s": self.links_s,
+      "network_s": self.network_s,
+      "unit": self.step.unit,
+      "images_per_s": self.per_s,  # or of another unit
+      "usd_per_million": self.usd_per_million,
+    }
+
+  def road(self, axes: tuple[str, ...]) -> links.Road:
+    """The way along mesh axes."""
+    return links.road(self.chip, self.step.mesh, axes)
+
+  def _sending_s(self, network: bool) -> float:
+    taken = ((self.road(axes), size) for axes, size in self.sent)
+    return sum(
+      size / (road.gbs * _GB) for road, size in taken if road.network == network
+    )
 
 
 def report(
-  told: Settings,
-  where: plan_steps.Place,
-  name: str,
+  asked: Question,
   *,
-  utilisation: float,
-  price: float | None = None,
   compiles: bool = True,
   step: plan_steps.Step | None = None,
 ) -> tuple[Report, str]:
   """Plans one step.
 
   Args:
-    told: settings, the mesh among them.
-    where: the accelerators.
-    name: of the step.
-    utilisation: of the peak that arithmetic reaches.
-    price: US dollars of a chip's hour.
+    asked: what.
     compiles: whether to, where a compiler is at hand.
     step: made already, of these settings.
 
   Returns:
     (the report, the text of the program; "" where none was compiled).
   """
-  mesh = where.mesh(told.mesh)
-  step = step or plan_steps.make(told, mesh, name)
-  chip = where.chip
-  guess = plan_estimate.estimate(
-    told, step, name, mesh, chip, utilisation=utilisation
+  step = step or plan_steps.make(
+    asked.told, asked.where.mesh(asked.told.mesh), asked.step
   )
-  compiled, text = None, ""
-  needs = guess.total
-  links_s, network_s = guess.sent_s, 0.0
-  if where.compiles and compiles:
-    compiled, text = plan.compile_plan(
-      step.lower, step.held, slices=where.slices, turns=step.turns
-    )
-    needs = compiled.total
-    links_s = compiled.sent(False) / (chip.link_gbs * _GB)
-    network_s = compiled.sent(True) / (chip.network_gbs * _GB)
-  own, done = plan_estimate.image_flops(told, step, name)
-  step_s = max(guess.compute_s, guess.memory_s, links_s, network_s)
-  refused = compiled is not None and bool(compiled.refusal)
-  per_s = step.images / step_s
-  return Report(
-    step=name,
-    topology=where.topology,
-    slices=where.slices,
-    chips=where.count,
-    mesh=dict(mesh.shape),
-    images=step.images,
-    rows=step.rows(mesh),
-    text=step.text,
-    remat=str(told.model.remat),
-    frozen_placement=told.optimizer.frozen_placement,
-    compiler=_versions() if compiled else "none: estimated",
-    fits=not refused and needs <= chip.memory_gib * plan.GIB,
-    chip_gib=chip.memory_gib,
-    needs_gib=needs / plan.GIB,
-    plan=compiled,
-    estimate=guess,
-    replicated=step.replicated,
-    image_flops=own,
-    image_flops_done=done,
-    utilisation=utilisation,
-    compute_s=guess.compute_s,
-    memory_s=guess.memory_s,
-    links_s=links_s,
-    network_s=network_s,
-    images_per_s=per_s,
-    usd_per_million=(
-      None if price is None else price * where.count / 3600 / per_s * 1e6
-    ),
-  ), text
+  if not (asked.where.compiles and compiles):
+    return assemble(asked, step, None, "none: estimated"), ""
+  compiled, text = plan.compile_plan(
+    step.lower, step.held, mesh=step.mesh.shape, turns=step.turns
+  )
+  return assemble(asked, step, compiled, _versions()), text
+
+
+def assemble(
+  asked: Question,
+  step: plan_steps.Step,
+  compiled: plan.Plan | None,
+  compiler: str,
+) -> Report:
+  """The report of a step that was compiled now, before, or not at all."""
+  guess = plan_estimate.estimate(
+    asked.told, step, asked.where.chip, utilisation=asked.utilisation
+  )
+  return Report(asked, step, guess, compiled, compiler)
 
 
 def table(found: Report) -> str:
   """The report for people."""
-  mesh = " x ".join(f"{size} {axis}" for axis, size in found.mesh.items())
-  slices = f"{found.slices} x " if found.slices > 1 else ""
+  step, where = found.step, found.asked.where
+  mesh = " x ".join(f"{size} {axis}" for axis, size in step.mesh.shape.items())
+  slices = f"{where.slices} x " if where.slices > 1 else ""
   lines = [
-    f"{found.step} step on {slices}{found.topology}: {found.chips} devices, "
+    f"{step.name} step on {slices}{where.topology}: {where.count} devices, "
     f"mesh {mesh}",
-    f"{found.images} images of {found.text} tokens a call, {found.rows:g} at a "
-    f"time on each group; remat {found.remat}, frozen weights "
-    f"{found.frozen_placement}; compiler: {found.compiler}",
+    f"{step.images} images of {step.text} tokens a call, {step.rows:g} at a "
+    f"time on each group; remat {found.asked.told.model.remat}, frozen weights "
+    f"{found.asked.told.optimizer.frozen_placement}; compiler: "
+    f"{found.compiler}",
     "",
-    f"{'fits' if found.fits else 'DOES NOT FIT'}: "
-    f"{_binary(found.needs_gib * plan.GIB)} of {found.chip_gib:g} GiB a device",
+    *_verdict(found),
+    *_memory(found),
   ]
   compiled = found.plan
-  lines += _memory(found)
   if compiled is not None and compiled.refusal:
     lines += ["", "The compiler:", *_quoted(compiled.refusal)]
   elif compiled is not None:
-    lines += ["", *_arrays(compiled), "", *_traffic(compiled)]
-  lines += ["", *_speed(found), "", *found.replicated]
+    lines += ["", *_arrays(compiled), "", *_traffic(found, compiled)]
+  lines += ["", *_speed(found), "", *step.replicated]
   return "\n".join(lines).rstrip()
+
+
+def warning(found: Report, most: int = 3) -> str:
+  """A sentence on large weights that the mesh leaves whole, or ""."""
+  whole = found.whole
+  if not whole:
+    return ""
+  largest = sorted(whole, key=lambda name: -whole[name])
+  listed = ", ".join(
+    f"{name} ({_binary(whole[name])})" for name in largest[:most]
+  )
+  more = f" and {len(largest) - most} more" if len(largest) > most else ""
+  return (
+    f"WARNING: every device holds {_binary(sum(whole.values()))} of weights "
+    f"whole, which fsdp={found.step.mesh.shape['fsdp']} does not divide: "
+    f"{listed}{more}. Choose an fsdp that divides the model's widths."
+  )
+
+
+def _verdict(found: Report) -> list[str]:
+  chip, needs = found.chip, _binary(found.needs)
+  word = "fits" if found.fits else "DOES NOT FIT"
+  if chip.share == 1:
+    lines = [f"{word}: {needs} of {chip.memory_gib:g} GiB a device"]
+  else:
+    unset = chips.GPU_SHARE_UNSET * chip.memory_gib
+    suffices = "enough" if found.needs <= unset * plan.GIB else "too little"
+    lines = [
+      f"{word}: {needs} of the {chip.usable_gib:.4g} GiB that "
+      f"XLA_PYTHON_CLIENT_MEM_FRACTION={chip.share} takes of a device's "
+      f"{chip.memory_gib:g}",
+      f"(unset, JAX takes {chips.GPU_SHARE_UNSET} of it: {unset:.4g} GiB, "
+      f"{suffices})",
+    ]
+  told = warning(found)
+  return [*lines, *([told] if told else [])]
 
 
 def _memory(found: Report) -> list[str]:
@@ -186,13 +282,15 @@ def _arrays(compiled: plan.Plan) -> list[str]:
   return lines
 
 
-def _traffic(compiled: plan.Plan) -> list[str]:
+def _traffic(found: Report, compiled: plan.Plan) -> list[str]:
   lines = ["Collectives of a call, and what a device sends:"]
   for one in compiled.collectives:
-    across = ", between slices" if one.across_slices else ""
+    road = found.road(one.axes)
+    over = " and ".join(one.axes) or "all"
     lines.append(
-      f"  {_decimal(one.sent)}B  {one.count:6d} x {one.kind} of "
-      f"{one.dtype}{across}"
+      f"  {_decimal(one.sent)}B  {one.count:6d} x {one.kind} of {one.dtype} "
+      f"over {over}, {road.gbs:.3g} GB/s"
+      + (" between slices" if one.across_slices else "")
     )
   if compiled.loops:
     lines.append(
@@ -202,16 +300,17 @@ def _traffic(compiled: plan.Plan) -> list[str]:
 
 
 def _speed(found: Report) -> list[str]:
+  own, done = found.step.flops
+  guess = found.estimate
   lines = [
-    f"{_decimal(found.image_flops).strip()}FLOP an image, "
-    f"{_decimal(found.image_flops_done).strip()}FLOP with what is made again",
-    f"A call takes {found.compute_s:.3g} s of arithmetic at "
-    f"{found.utilisation:.0%} of the peak, {found.links_s:.3g} s of sending "
-    "between neighbours"
-    + (f", {found.network_s:.3g} s between slices" if found.slices > 1 else "")
-    + f", {found.memory_s:.3g} s of reading what is held",
-    f"If the longest decides: {found.images_per_s:.4g} "
-    f"{'tokens' if found.step == 'decode' else 'images'}/s",
+    f"{_decimal(own).strip()}FLOP an image, "
+    f"{_decimal(done).strip()}FLOP with what is made again",
+    f"A call takes {guess.compute_s:.3g} s of arithmetic at "
+    f"{found.asked.utilisation:.0%} of the peak, {found.links_s:.3g} s of "
+    "sending over links"
+    + (f", {found.network_s:.3g} s over the network" if found.network_s else "")
+    + f", {guess.memory_s:.3g} s of reading what is held",
+    f"If the longest decides: {found.per_s:.4g} {found.step.unit}/s",
   ]
   if found.usd_per_million is not None:
     lines.append(f"{found.usd_per_million:,.0f} US dollars a million of them")

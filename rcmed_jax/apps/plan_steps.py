@@ -15,7 +15,7 @@ from rcmed_jax.apps.settings import Settings
 from rcmed_jax.data import pipeline, tokens
 from rcmed_jax.model import flops, generate, rcmed
 from rcmed_jax.model.language import Cache
-from rcmed_jax.parallel import chips, rules, topologies
+from rcmed_jax.parallel import chips, plan, rules, topologies
 from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.train import optimizer as optimizers
 from rcmed_jax.train import step as steps
@@ -25,6 +25,9 @@ from rcmed_jax.train import step as steps
 # prefill    the image and the question, up to the first token
 # decode     one more token
 STEPS = ("train", "evaluate", "prefill", "decode")
+
+# A weight of more that a mesh leaves whole is told: 64 MiB.
+LARGE_BYTES = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +57,10 @@ def place(topology: str, slices: int = 1) -> Place:
 
   Raises:
     NotImplementedError: a TPU, but its compiler is not installed.
-    ValueError: neither; lists what is known.
+    ValueError: neither, which lists what is known; or no slice at all.
   """
+  if slices < 1:
+    raise ValueError(f"--slices={slices}: expected 1 or more.")
   found = chips.gpus(topology)
   if found is not None:
     chip, count = found
@@ -73,8 +78,10 @@ def place(topology: str, slices: int = 1) -> Place:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """A step, not compiled yet, and what it works on."""
+  """A step, not compiled yet, what it works on, and what sets it apart."""
 
+  name: str  # one of STEPS
+  mesh: meshes.AnyMesh
   lower: Callable[[], jax.stages.Lowered]
   # Trees of jax.ShapeDtypeStruct with shardings, by what they are.
   held: dict[str, Any]
@@ -83,14 +90,53 @@ class Step:
   accumulation: int  # micro-batches a call
   turns: int  # of the loop over tokens, where there is one, at most
   replicated: tuple[str, ...]  # sentences: what could not be cut
+  flops: tuple[float, float]  # of an image: (the model's own, those done)
+  trains: bool
+  passes: int  # in which a micro-batch needs all weights
+  encodes: bool  # whether images pass the encoder
+  positions: int  # of an image in each pass of the language model
+  unit: str  # of what it makes
 
-  def rows(self, mesh: meshes.AnyMesh) -> float:
+  @property
+  def rows(self) -> float:
     """Images at a time on each of the devices that share the batch."""
-    return self.images / self.accumulation / meshes.batch_shards(mesh)
+    return self.images / self.accumulation / meshes.batch_shards(self.mesh)
+
+  def whole(self, kind: str) -> dict[str, int]:
+    """Large arrays that fsdp could cut and does not: names and bytes."""
+    if self.mesh.shape["fsdp"] == 1:
+      return {}
+    return {
+      jax.tree_util.keystr(path, simple=True, separator="."): size
+      for path, leaf in jax.tree.leaves_with_path(self.held[kind])
+      if not cut_by(leaf, "fsdp")
+      and (size := plan.shard_bytes(leaf)) >= LARGE_BYTES
+    }
 
 
-def make(told: Settings, mesh: meshes.AnyMesh, name: str) -> Step:
+def cut_by(leaf: jax.ShapeDtypeStruct, axis: str) -> bool:
+  """Whether a mesh axis cuts an array."""
+  assert isinstance(leaf.sharding, NamedSharding)
+  return any(
+    part == axis or (isinstance(part, tuple) and axis in part)
+    for part in leaf.sharding.spec
+  )
+
+
+def make(
+  told: Settings,
+  mesh: meshes.AnyMesh,
+  name: str,
+  layout: steps.Layout | None = None,
+) -> Step:
   """One of STEPS on a mesh, whose devices need not exist.
+
+  Args:
+    told: settings; the mesh among them is not asked.
+    mesh: where.
+    name: of the step.
+    layout: `lay_out` of the same, for steps that are counted and not compiled
+      of other `remat` as well.
 
   Raises:
     ValueError: no such step, or the batch does not divide over the mesh.
@@ -98,7 +144,17 @@ def make(told: Settings, mesh: meshes.AnyMesh, name: str) -> Step:
   if name not in STEPS:
     raise ValueError(f"--step={name!r} is unknown; choose one of {STEPS}.")
   told = with_vocabulary(told)
-  return _train(told, mesh) if name == "train" else _answer(told, mesh, name)
+  layout = layout or lay_out(told, mesh)
+  if name == "train":
+    return _train(told, mesh, layout)
+  return _answer(told, mesh, name, layout)
+
+
+def lay_out(told: Settings, mesh: meshes.AnyMesh) -> steps.Layout:
+  """Where weights and moments lie."""
+  told = with_vocabulary(told)
+  optimizer = optimizers.make_optimizer(told.optimizer, told.train.steps)
+  return steps.make_layout(told.model, told.optimizer, optimizer, mesh)
 
 
 def with_vocabulary(told: Settings) -> Settings:
@@ -111,10 +167,9 @@ def with_vocabulary(told: Settings) -> Settings:
   return dataclasses.replace(told, model=model)
 
 
-def _train(told: Settings, mesh: meshes.AnyMesh) -> Step:
+def _train(told: Settings, mesh: meshes.AnyMesh, layout: steps.Layout) -> Step:
   config = told.train
   optimizer = optimizers.make_optimizer(told.optimizer, config.steps)
-  layout = steps.make_layout(told.model, told.optimizer, optimizer, mesh)
   step = steps.make_train_step(
     layout,
     optimizer,
@@ -133,6 +188,8 @@ def _train(told: Settings, mesh: meshes.AnyMesh) -> Step:
   }
   state = layout.state
   return Step(
+    "train",
+    mesh,
     functools.partial(step.lower, state, batch),
     {
       "trained weights": state.trainable,
@@ -145,13 +202,19 @@ def _train(told: Settings, mesh: meshes.AnyMesh) -> Step:
     accumulation=config.accumulation,
     turns=1,
     replicated=layout.replicated,
+    flops=_flops(told, "train", text),
+    trains=True,
+    passes=2,  # forward and backward
+    encodes=True,
+    positions=flops.sequence(told.model, text),
+    unit="images",
   )
 
 
-def _answer(told: Settings, mesh: meshes.AnyMesh, name: str) -> Step:
+def _answer(
+  told: Settings, mesh: meshes.AnyMesh, name: str, layout: steps.Layout
+) -> Step:
   """The steps that answer, with the weights as a run in training holds them."""
-  optimizer = optimizers.make_optimizer(told.optimizer, told.train.steps)
-  layout = steps.make_layout(told.model, told.optimizer, optimizer, mesh)
   rows = told.eval.rows * meshes.batch_shards(mesh)
   text = max(told.data.lengths)
   shapes = pipeline.batch_shapes(
@@ -187,14 +250,35 @@ def _answer(told: Settings, mesh: meshes.AnyMesh, name: str) -> Step:
 
   # Weights that a step leaves alone lie in memory all the same.
   compiled = jax.jit(placed, donate_argnums=donated, keep_unused=True)
+  turns = told.eval.max_new if name == "evaluate" else 1
+  one_token = name == "decode"
   return Step(
+    name,
+    mesh,
     functools.partial(compiled.lower, *weights, *rest),
     {**held, "batch": batch},
     images=rows,
     text=text,
     accumulation=1,
-    turns=told.eval.max_new if name == "evaluate" else 1,
+    turns=turns,
     replicated=layout.replicated,
+    flops=_flops(told, name, text),
+    trains=False,
+    passes=turns,
+    encodes=not one_token,
+    positions=1 if one_token else flops.sequence(told.model, text),
+    unit="tokens" if one_token else "images",
+  )
+
+
+def _flops(told: Settings, name: str, text: int) -> tuple[float, float]:
+  return flops.by_step(
+    told.model,
+    name,
+    text=text,
+    targets=told.data.trained_masks,
+    new=told.eval.max_new,
+    trainable=told.optimizer.trainable,
   )
 
 
@@ -235,7 +319,10 @@ def _cache(
   told: Settings, mesh: meshes.AnyMesh, rows: int, slots: int
 ) -> Cache:
   language = told.model.language
-  spec = PartitionSpec(rules.RULES[axes.BATCH], None, rules.RULES[axes.HEADS])
+  # As `rules.constrain` has it: heads that tensor does not divide stay whole.
+  divides = language.heads % mesh.shape["tensor"] == 0
+  heads = rules.RULES[axes.HEADS] if divides else None
+  spec = PartitionSpec(rules.RULES[axes.BATCH], None, heads)
   one: Any = _shape(
     (
       rows,

@@ -15,28 +15,42 @@ class Chip:
   link_gbs: float  # GB/s that it sends at once over all links to its like
   network_gbs: float  # GB/s of its share of the data-centre network
   domain: int | None = None  # devices that the links join; None: the slice
+  sides: int = 0  # of the torus, two links along each; 0: a switch
+  ring: int = 1  # a side of a multiple of so many chips closes to a ring
+  share: float = 1.0  # of the memory that JAX takes
 
+  @property
+  def usable_gib(self) -> float:
+    """What a program may take."""
+    return self.share * self.memory_gib
+
+
+# Of a GPU's memory, as benchmarks/gpu.py and the launch files set it by
+# XLA_PYTHON_CLIENT_MEM_FRACTION, and what JAX takes where nobody does.
+GPU_SHARE = 0.94
+GPU_SHARE_UNSET = 0.75
 
 # Sources: Google Cloud's pages on each TPU version (links are told in both
-# directions there) and NVIDIA's data sheets; a server of eight GPUs has eight
-# adapters of 400 Gbit/s (A100: 200). A tpu7x chip is two devices, of half each.
+# directions there; sides of 16 close to rings on v5e and v6e, of multiples of 4
+# elsewhere) and NVIDIA's data sheets; a server of eight GPUs has eight adapters
+# of 400 Gbit/s (A100: 200). A tpu7x chip is two devices, of half each.
 TPUS = {
   chip.name: chip
   for chip in (
-    Chip("v4", 32, 275, 1200, 300, 3.1),
-    Chip("v5e", 16, 197, 800, 200, 3.1),
-    Chip("v5p", 95, 459, 2765, 600, 6.2),
-    Chip("v6e", 32, 918, 1600, 400, 12.5),
-    Chip("tpu7x", 96, 1153, 3690, 300, 6.2),
+    Chip("v4", 32, 275, 1200, 300, 3.1, sides=3, ring=4),
+    Chip("v5e", 16, 197, 800, 200, 3.1, sides=2, ring=16),
+    Chip("v5p", 95, 459, 2765, 600, 6.2, sides=3, ring=4),
+    Chip("v6e", 32, 918, 1600, 400, 12.5, sides=2, ring=16),
+    Chip("tpu7x", 96, 1153, 3690, 300, 6.2, sides=3, ring=4),
   )
 }
 GPUS = {
   chip.name: chip
   for chip in (
-    Chip("a100", 80, 312, 2039, 300, 25, domain=8),
-    Chip("h100", 80, 989, 3350, 450, 50, domain=8),
-    Chip("h200", 141, 989, 4800, 450, 50, domain=8),
-    Chip("b200", 180, 2250, 8000, 900, 50, domain=8),
+    Chip("a100", 80, 312, 2039, 300, 25, domain=8, share=GPU_SHARE),
+    Chip("h100", 80, 989, 3350, 450, 50, domain=8, share=GPU_SHARE),
+    Chip("h200", 141, 989, 4800, 450, 50, domain=8, share=GPU_SHARE),
+    Chip("b200", 180, 2250, 8000, 900, 50, domain=8, share=GPU_SHARE),
   )
 }
 

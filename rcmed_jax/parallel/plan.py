@@ -49,18 +49,17 @@ class Plan:
     """Bytes of one chip that the step takes."""
     return self.arguments + self.results + self.temporaries + self.program
 
-  def sent(self, across_slices: bool) -> float:
-    """Bytes that a chip sends in one call, within slices or across."""
-    return sum(
-      one.sent for one in self.collectives if one.across_slices == across_slices
-    )
+  @property
+  def sent(self) -> float:
+    """Bytes that a chip sends in one call."""
+    return sum(one.sent for one in self.collectives)
 
 
 def compile_plan(
   lower: Callable[[], jax.stages.Lowered],
   held: Mapping[str, Any],
   *,
-  slices: int = 1,
+  mesh: Mapping[str, int],
   turns: int = 1,
 ) -> tuple[Plan, str]:
   """Compiles a step and reads what came out.
@@ -69,7 +68,7 @@ def compile_plan(
     lower: of the step, with its abstract arguments.
     held: trees of these arguments, jax.ShapeDtypeStruct with shardings, by
       what they are.
-    slices: over which the devices lie.
+    mesh: sizes of its axes.
     turns: of loops whose length the program does not tell.
 
   Returns:
@@ -100,9 +99,7 @@ def compile_plan(
     temporaries=memory.temp_size_in_bytes,
     program=memory.generated_code_size_in_bytes,
     largest=_largest(peak),
-    collectives=tuple(
-      traffic.sums(traffic.collectives(program, slices, turns))
-    ),
+    collectives=tuple(traffic.sums(traffic.collectives(program, mesh, turns))),
     loops=loops,
     turns=turns,
     refusal="",

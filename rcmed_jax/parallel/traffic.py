@@ -1,7 +1,7 @@
 """What the chips of a compiled program send to each other."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 import re
@@ -21,6 +21,10 @@ KINDS = (
   "collective-permute",
 )
 _SCATTER = "all-reduce-scatter"  # how such a fused computation's name begins
+# A program for several slices is one slice's, and what leaves it is a transfer
+# by the host with these words, one of KINDS among the second's.
+_ABROAD = '_xla_host_transfer_handler_name="xla_megascale_runtime"'
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +34,8 @@ class Collective:
   kind: str  # one of KINDS
   dtype: str
   held: int  # bytes that one chip gives, each time
-  group: int  # chips that take part together
-  across_slices: bool
+  group: int  # chips that take part together; of several slices: slices
+  axes: tuple[str, ...]  # of the mesh, along which they differ
   times: int
   source: str
   op_name: str
@@ -49,30 +53,41 @@ class Collective:
     }[self.kind]
     return self.held * factor * self.times
 
+  @property
+  def across_slices(self) -> bool:
+    return "slice" in self.axes
+
 
 @dataclasses.dataclass(frozen=True)
 class Sum:
-  """All collectives of one kind and dtype."""
+  """All collectives of one kind and dtype along the same mesh axes."""
 
   kind: str
   dtype: str
-  across_slices: bool
+  axes: tuple[str, ...]
   count: int  # in one call
   sent: float  # bytes a chip in one call
 
+  @property
+  def across_slices(self) -> bool:
+    return "slice" in self.axes
+
 
 def collectives(
-  program: hlo.Program, slices: int = 1, turns: int = 1
+  program: hlo.Program, mesh: Mapping[str, int] | None = None, turns: int = 1
 ) -> list[Collective]:
   """Every collective, those that move most first.
 
   Args:
-    program: compiled for all chips at once.
-    slices: how many the chips lie in, the first ids in the first one.
+    program: compiled for all chips at once, or for each of several slices.
+    mesh: sizes by axis, in order; None: nobody asks which axes.
     turns: of loops whose length the program does not tell.
   """
   times, _ = program.times(turns)
-  per_slice = program.devices // slices
+  mesh = dict(mesh or {})
+  slices = mesh.get("slice", 1)
+  if program.devices * slices == math.prod(mesh.values()):
+    mesh.pop("slice", None)  # it sees its own slice only
   found: dict[tuple[str, str], Collective] = {}
   for name, lines in program.computations.items():
     if not times.get(name):
@@ -80,7 +95,8 @@ def collectives(
     by_name = {one.name: one for one in lines}
     for one in lines:
       kind = one.opcode.removesuffix("-start")
-      if kind not in KINDS:
+      abroad = kind == "send" and _ABROAD in one.attributes
+      if kind not in KINDS and not abroad:
         continue
       given = [
         leaf
@@ -91,15 +107,19 @@ def collectives(
       ]
       if kind == "all-reduce" and name.startswith(_SCATTER):
         kind = "reduce-scatter"
-      groups = _groups(one.attributes, program.devices)
-      if groups.shape[-1] == 1 or not given:
+      if abroad:
+        kind, group, axes = _transfer(one.attributes), slices, ("slice",)
+      else:
+        groups = _groups(one.attributes, program.devices)
+        group, axes = groups.shape[-1], _axes(groups, mesh)
+      if group == 1 or not given:
         continue
       collective = Collective(
         kind,
         given[0].dtype,
         sum(leaf.payload for leaf in given),
-        groups.shape[-1],
-        bool((groups // per_slice != groups[:, :1] // per_slice).any()),
+        group,
+        axes,
         times[name],
         program.source(one),
         one.op_name,
@@ -112,10 +132,10 @@ def collectives(
 
 
 def sums(found: Sequence[Collective]) -> list[Sum]:
-  """By kind, dtype, and whether it crosses slices; the most sent first."""
+  """By kind, dtype and mesh axes; the most sent first."""
   groups = collections.defaultdict(list)
   for one in found:
-    groups[one.kind, one.dtype, one.across_slices].append(one)
+    groups[one.kind, one.dtype, one.axes].append(one)
   return sorted(
     (
       Sum(
@@ -126,6 +146,25 @@ def sums(found: Sequence[Collective]) -> list[Sum]:
       for key, group in groups.items()
     ),
     key=lambda one: -one.sent,
+  )
+
+
+def _transfer(attributes: str) -> str:
+  """The kind of what leaves a slice; one that is unknown goes to one other."""
+  named = _TRANSFER.search(attributes)
+  kind = named.group(1).lower().replace("_", "-") if named else ""
+  return kind if kind in KINDS else "collective-permute"
+
+
+def _axes(groups: np.ndarray, mesh: Mapping[str, int]) -> tuple[str, ...]:
+  """The mesh axes along which the members of a group differ."""
+  if not mesh:
+    return ()
+  places = np.unravel_index(groups, tuple(mesh.values()))
+  return tuple(
+    axis
+    for axis, place in zip(mesh, places, strict=True)
+    if (place != place[:, :1]).any()
   )
 
 

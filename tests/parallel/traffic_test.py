@@ -68,12 +68,59 @@ def test_sources_are_named(program):
   )
 
 
+def test_the_mesh_axes_of_a_group_are_told(program):
+  found = {
+    one.kind: one.axes
+    for one in traffic.collectives(program, {"data": 2, "fsdp": 4})
+  }
+  assert found.pop("all-reduce") == ("data", "fsdp")
+  assert set(found.values()) == {("fsdp",)}
+
+
 def test_what_crosses_slices_is_told(program):
   """Halves of the mesh as two slices: only the sum over all leaves them."""
   across = {
-    one.kind for one in traffic.collectives(program, 2) if one.across_slices
+    one.kind
+    for one in traffic.collectives(program, {"slice": 2, "fsdp": 4})
+    if one.across_slices
   }
   assert across == {"all-reduce"}
+
+
+# What the TPU compiler writes for 3 slices of 2 x 2: the program of one.
+ABROAD = """HloModule m, is_scheduled=true, num_partitions=4
+
+ENTRY %main (p: f32[64]) -> f32[64] {
+  %p = f32[64]{0} parameter(0)
+  %t = token[] after-all()
+  %g = f32[64]{0} all-reduce(%p), channel_id=1, replica_groups={{0,1},{2,3}}, \
+to_apply=%add
+  ROOT %s = (f32[64]{0}, u32[], token[]) send(%p, %t), channel_id=3, \
+is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name=\
+"xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.1_0",\
+_xla_megascale_target="{1,2,3}x{0:3}",_xla_megascale_transfer_type="KIND"}
+}
+"""
+
+
+@pytest.mark.parametrize(
+  ("written", "kind", "sent"),
+  [
+    ("ALL_REDUCE", "all-reduce", 2 * 256 * 2 / 3),
+    ("ALL_GATHER", "all-gather", 256 * 2),
+    ("ONE_TO_ONE", "collective-permute", 256),
+  ],
+)
+def test_a_transfer_between_slices_is_counted_over_slices(written, kind, sent):
+  """Groups of such a program lie in one slice, whatever their numbers."""
+  program = hlo.parse(ABROAD.replace("KIND", written))
+  mesh = {"slice": 3, "data": 2, "fsdp": 2}
+  found = {one.axes: one for one in traffic.collectives(program, mesh)}
+  assert set(found) == {("slice",), ("fsdp",)}
+  assert not found["fsdp",].across_slices
+  abroad = found["slice",]
+  assert (abroad.kind, abroad.group, abroad.sent) == (kind, 3, sent)
+  assert abroad.across_slices
 
 
 LINE = """HloModule m, is_scheduled=true, num_partitions=8
@@ -111,9 +158,10 @@ def test_groups_that_nobody_knows_are_an_error():
 
 def test_groups_in_another_order_lie_where_they_say():
   """Iota of 2 x 4, transposed: pairs (0, 4), (1, 5), ... cross two slices."""
+  slices = {"slice": 2, "data": 4}
   program = hlo.parse(LINE.format(groups="replica_groups=[4,2]<=[2,4]T(1,0)"))
-  (found,) = traffic.collectives(program, 2)
-  assert found.across_slices
+  (found,) = traffic.collectives(program, slices)
+  assert found.axes == ("slice",)
   program = hlo.parse(LINE.format(groups="replica_groups=[4,2]<=[8]"))
-  (found,) = traffic.collectives(program, 2)
-  assert not found.across_slices
+  (found,) = traffic.collectives(program, slices)
+  assert found.axes == ("data",)
