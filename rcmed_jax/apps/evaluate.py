@@ -19,7 +19,6 @@ from rcmed_jax.data import checks, files, records
 from rcmed_jax.eval import evaluate as evaluation
 from rcmed_jax.eval import report, temperature
 from rcmed_jax.parallel import hosts
-from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.serve.assistant import Assistant
 
 
@@ -50,10 +49,9 @@ def main(argv: Sequence[str]) -> int:
       workdir,
       rows=told.eval.rows,
       asked=told.eval,
-      mesh=meshes.parse(args.mesh) if args.mesh else None,
       fitted=fitted,
       calibrated=not args.calibrate,
-      **answering.weights(args),
+      **answering.loading(args),
     )
     summary = evaluate(
       assistant,
@@ -126,12 +124,6 @@ def _parser() -> argparse.ArgumentParser:
     type=pathlib.Path,
     metavar="JSON",
     help=f"where it is kept; default: <workdir>/{answering.TEMPERATURE}",
-  )
-  parser.add_argument(
-    "--mesh",
-    metavar="data=8",
-    help="lay weights and batches over several devices of each process; "
-    "default: one device",
   )
   answering.add_flags(parser)
   processes.add_flags(parser)
