@@ -76,7 +76,11 @@ def test_round_trip_onto_another_mesh(saved):
   with checkpoint_files.Checkpoints(saved) as checkpoints:
     assert checkpoints.latest() == 5
     assert checkpoints.meta() == {"step": 5, "note": "toy"}
-    found = checkpoints.restore(abstract(wanted))
+    alive = []  # what a watchdog is fed by: after each part
+    found = checkpoints.restore(
+      abstract(wanted), alive=lambda: alive.append(None)
+    )
+  assert len(alive) >= 4
   assert (found.data_state, found.damaged) == ({"next": 10}, ())
   assert_same(found.state, wanted)
   assert jax.tree.map(lambda leaf: leaf.sharding, found.state) == jax.tree.map(
