@@ -20,7 +20,7 @@ def test_all_that_answer_may_lie_on_a_mesh(capsys):
   parser = argparse.ArgumentParser()
   answering.add_flags(parser)
   told = answering.loading(parser.parse_args(["--mesh=fsdp=2,tensor=2"]))
-  assert told["mesh"] == MESH
+  assert told["mesh"] == meshes.parse("fsdp=2,tensor=2")
   args = parser.parse_args([])
   assert answering.loading(args)["mesh"] is None
   assert "mesh" not in answering.weights(args)  # nor in who answers
