@@ -11,6 +11,7 @@ import os
 import sys
 
 import rcmed_jax
+from rcmed_jax.parallel import faults
 
 # Command -> what it does. Each is the module of that name in rcmed_jax/apps.
 COMMANDS = {
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   FloatingPointError of training) and what this machine cannot do (ImportError
   of an extra that is not installed, NotImplementedError) become one line on
   stderr and exit code 2; RCMED_TRACEBACK=1 lets the exception through instead.
-  Anything else is a fault of ours and is not caught.
+  A bucket or a service that does not answer is no bad input: code 69, the same
+  command may do next time. Anything else is a fault of ours and is not caught.
 
   Args:
     argv: the command and its arguments; None means those of the process.
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.environ.get("RCMED_TRACEBACK") == "1":
       raise
     print(f"rcmed {command}: {error}", file=sys.stderr)
-    return BAD_INPUT
+    return faults.UNREACHED if faults.is_passing(error) else BAD_INPUT
 
 
 def _usage() -> str:

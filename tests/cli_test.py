@@ -1,3 +1,4 @@
+import errno
 import subprocess
 import sys
 import types
@@ -6,6 +7,7 @@ import pytest
 
 import rcmed_jax
 from rcmed_jax import cli
+from rcmed_jax.parallel import faults, hosts
 
 
 @pytest.fixture
@@ -75,6 +77,27 @@ def test_bad_input_is_one_line(app, capsys, error):
   app.main = main
   assert cli.main(["predict"]) == cli.BAD_INPUT
   assert capsys.readouterr().err == f"rcmed predict: {error}\n"
+
+
+@pytest.mark.parametrize(
+  "error, code",
+  [
+    (ConnectionResetError("the bucket hung up"), faults.UNREACHED),
+    (TimeoutError("no answer"), faults.UNREACHED),
+    (OSError(errno.ESTALE, "stale file handle"), faults.UNREACHED),
+    (ValueError("UNAVAILABLE: Error reading gs://a"), faults.UNREACHED),
+    (BrokenPipeError("of head"), cli.BAD_INPUT),
+    (OSError(errno.ENOSPC, "no space"), cli.BAD_INPUT),
+    (FloatingPointError("nan"), cli.BAD_INPUT),
+  ],
+)
+def test_what_may_pass_is_no_bad_input(app, error, code):
+  def main(argv):
+    raise error
+
+  app.main = main
+  assert cli.main(["predict"]) == code
+  assert hosts._exit_code(error) == code
 
 
 def test_traceback_on_request(app, monkeypatch):

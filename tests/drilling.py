@@ -111,7 +111,7 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
 
 def weights(workdir: pathlib.Path) -> Any:
   """Of the newest checkpoint."""
-  with checkpoints.Checkpoints(workdir, keep=9) as saved:
+  with checkpoints.Checkpoints(workdir) as saved:
     return jax.device_get(saved.weights())
 
 

@@ -57,7 +57,7 @@ def write(workdir, *, seed=5):
   )
   _write_words(arrays["language"], tokenizer)
   frozen = {"language": {"layers": arrays["language"].pop("layers")}}
-  with checkpoints.Checkpoints(workdir) as saved:
+  with checkpoints.Checkpoints(workdir, keep=1) as saved:
     saved.save(
       steps.TrainState(jnp.int32(1), arrays, frozen, {"count": jnp.int32(0)}),
       {},

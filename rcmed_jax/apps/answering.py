@@ -1,7 +1,7 @@
 """The assistant of a run: its newest weights, tokenizer and static shapes."""
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import hashlib
 import os
@@ -11,6 +11,7 @@ from typing import Any
 from etils import epath
 from flax import nnx
 import jax
+import numpy as np
 
 from rcmed_jax.apps import runs, settings
 from rcmed_jax.convert import store, torch_io
@@ -73,18 +74,24 @@ def load_assistant(
     told = dataclasses.replace(told, eval=asked)
   tokenizer = tokens.Tokenizer(workdir / runs.TOKENIZER)
   folder = runs.converted(workdir)
+  places = mesh and meshes.make_mesh(mesh, jax.local_devices())
+  model = nnx.eval_shape(lambda: rcmed.RCMed(told.model, rngs=nnx.Rngs(0)))
   if folder is not None:
     runs.refuse_choice(folder, averaged=averaged, best=best)
-    arrays = torch_io.nested(store.read(folder).tensors)
-    model = torch_io.build(told.model, arrays)
+    tensors = store.read(folder).tensors
+    if places is None:
+      model = torch_io.build(told.model, torch_io.nested(tensors))
+    else:
+      model = _placed(model, places, tensors)
   else:
-    model = nnx.eval_shape(lambda: rcmed.RCMed(told.model, rngs=nnx.Rngs(0)))
-    graphdef, _ = nnx.split(model)
+    graphdef, state = nnx.split(model)
     with checkpoints.Checkpoints(workdir) as saved:
-      step = saved.best() if best else None
-      model = nnx.merge(graphdef, saved.weights(averaged=averaged, step=step))
-  if mesh is not None:
-    model = _placed(model, meshes.make_mesh(mesh, jax.local_devices()))
+      arrays = saved.weights(
+        places and _by_name(rules.param_shardings(state, places)[0]),
+        averaged=averaged,
+        step=saved.best() if best else None,
+      )
+      model = nnx.merge(graphdef, arrays)
   if in_int8:
     int8.quantize(model)
   known = [new_classes.load(path) for path in classes]
@@ -107,12 +114,39 @@ class Assistant(assistants.Assistant):
   load = staticmethod(load_assistant)
 
 
-def _placed(model: rcmed.RCMed, mesh: jax.sharding.Mesh) -> rcmed.RCMed:
-  """The model, its weights in parts as in training."""
+def _placed(
+  model: rcmed.RCMed,
+  mesh: jax.sharding.Mesh,
+  tensors: Mapping[str, Any] | None = None,
+) -> rcmed.RCMed:
+  """The model, its weights in parts as in training, from one array at a time.
+
+  Args:
+    tensors: by dotted path, in the place of its own; what they lack stays.
+  """
   graphdef, state = nnx.split(model)
-  shardings, _ = rules.param_shardings(state, mesh)
-  arrays = nnx.to_pure_dict(rules.padded(state))
-  return nnx.merge(graphdef, jax.device_put(arrays, shardings))
+  shardings = _by_name(rules.param_shardings(state, mesh)[0])
+  held = nnx.traversals.flatten_mapping(
+    nnx.to_pure_dict(jax.eval_shape(rules.padded, state))
+  )
+  own = nnx.traversals.flatten_mapping(nnx.to_pure_dict(state))
+  for path, leaf in held.items():
+    name = ".".join(map(str, path))
+    values = own[path] if tensors is None else tensors.get(name)
+    if values is None:
+      continue
+    more = [(0, m - n) for n, m in zip(values.shape, leaf.shape, strict=True)]
+    whole = np.pad(np.asarray(values), more)
+    held[path] = jax.device_put(whole, shardings[name])
+  return nnx.merge(graphdef, nnx.traversals.unflatten_mapping(held))
+
+
+def _by_name(nested: Mapping[str, Any]) -> dict[str, Any]:
+  """Leaves by dotted path."""
+  return {
+    ".".join(map(str, path)): leaf
+    for path, leaf in nnx.traversals.flatten_mapping(nested).items()
+  }
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -130,11 +164,30 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     action="store_true",
     help="hold the language model in 8 bits, a quarter of float32's memory",
   )
+  parser.add_argument(
+    "--mesh",
+    type=_mesh,
+    metavar="data=8",
+    help="lay weights and batches over several devices of each process; "
+    "default: one device",
+  )
   runs.add_choice_flags(parser)
 
 
+def _mesh(text: str) -> meshes.MeshConfig:
+  try:
+    return meshes.parse(text)
+  except ValueError as error:
+    raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def loading(args: argparse.Namespace) -> dict[str, Any]:
+  """What `load_assistant` takes of those flags."""
+  return weights(args) | {"mesh": args.mesh}
+
+
 def weights(args: argparse.Namespace) -> dict[str, Any]:
-  """What `load_assistant` and `identity` take of those flags."""
+  """What `identity` takes of those flags, too: not where the weights lie."""
   return {
     "classes": args.classes,
     "in_int8": args.int8,

@@ -18,7 +18,6 @@ from rcmed_jax.eval import evaluate as evaluation
 from rcmed_jax.eval import presence, report, temperature
 from rcmed_jax.eval.rows import Quarantined
 from rcmed_jax.parallel import hosts
-from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.serve.assistant import Assistant
 
 
@@ -51,10 +50,9 @@ def main(argv: Sequence[str]) -> int:
       workdir,
       rows=told.eval.rows,
       asked=told.eval,
-      mesh=meshes.parse(args.mesh) if args.mesh else None,
       fitted=fitted,
       calibrated=not args.calibrate,
-      **answering.weights(args),
+      **answering.loading(args),
     )
     summary = evaluate(
       assistant,
@@ -188,12 +186,6 @@ def _parser() -> argparse.ArgumentParser:
     "--temperature",
     metavar="JSON",
     help=f"where it is kept; default: <workdir>/{answering.TEMPERATURE}",
-  )
-  parser.add_argument(
-    "--mesh",
-    metavar="data=8",
-    help="lay weights and batches over several devices of each process; "
-    "default: one device",
   )
   answering.add_flags(parser)
   processes.add_flags(parser)

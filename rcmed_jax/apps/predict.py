@@ -100,7 +100,7 @@ def _assistant(args: argparse.Namespace) -> answering.Assistant:
   return answering.load_assistant(
     args.workdir or runs.newest(),
     rows=args.batch,
-    **answering.weights(args),
+    **answering.loading(args),
   )
 
 

@@ -97,7 +97,7 @@ def _service(args: argparse.Namespace, keys: Any, batched: Any) -> Any:
   assistant = answering.load_assistant(
     workdir,
     rows=args.rows,
-    **answering.weights(args),
+    **answering.loading(args),
   )
   trained = predict_tasks.trained(workdir)
   return asking.Service(

@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 from etils import epath
-from flax import nnx
 
 from rcmed_jax.apps import runs, settings
 from rcmed_jax.convert import store
@@ -20,7 +19,7 @@ class Start:
 
   folder: epath.Path
   model: model_configs.ModelConfig
-  arrays: Mapping[str, Any]  # by dotted path
+  arrays: Mapping[str, Any]  # by dotted path; read one by one when taken
 
 
 def open_weights(folder: str | os.PathLike[str]) -> Start:
@@ -36,11 +35,7 @@ def open_weights(folder: str | os.PathLike[str]) -> Start:
     return Start(epath.Path(folder), held.model, held.tensors)
   runs.require(folder)
   with checkpoints.Checkpoints(folder) as saved:
-    weights = saved.weights()
-  arrays = {
-    ".".join(map(str, path)): array
-    for path, array in nnx.traversals.flatten_mapping(weights).items()
-  }
+    arrays = saved.stored()
   return Start(epath.Path(folder), settings.load(folder).model, arrays)
 
 

@@ -8,7 +8,7 @@ from etils import epath
 
 from rcmed_jax.apps import manifest, processes, runs, settings, starting
 from rcmed_jax.model import rcmed
-from rcmed_jax.parallel import hosts
+from rcmed_jax.parallel import faults, hosts
 from rcmed_jax.train import checkpoints, loop, profiles, replay
 
 
@@ -52,9 +52,10 @@ def _parser() -> argparse.ArgumentParser:
     description="Trains a model. Where the workdir holds a run, goes on.",
     epilog="Settings: --config=FILE[:VARIANT] --config.section.key=value ... "
     "Exit codes: 0 trained; 2 bad input, a full disk, or numbers that are not "
-    f"finite; {hosts.STOPPED} stopped by SIGTERM and saved, or ended by "
-    f"train.watchdog_s, and {hosts.LOST} another process of the run is gone: "
-    "the same command goes on; 130 stopped by Ctrl-C and saved.",
+    f"finite; {hosts.STOPPED} stopped by SIGTERM and saved, {faults.HUNG} "
+    f"ended by train.watchdog_s, {hosts.LOST} another process of the run is "
+    f"gone, and {faults.UNREACHED} a bucket does not answer: the same command "
+    "goes on; 130 stopped by Ctrl-C and saved.",
   )
   parser.add_argument(
     "--workdir",

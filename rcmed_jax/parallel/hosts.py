@@ -6,27 +6,22 @@ With one process everything here is free, and does nothing that is not needed.
 import atexit
 from collections.abc import Callable, Iterator
 import contextlib
+import itertools
 import os
 import signal
 import sys
+import threading
 from typing import Any
 
 import jax
+from jax._src import distributed
 from jax.experimental import multihost_utils
-import jax.numpy as jnp
 import numpy as np
 
-from rcmed_jax.parallel import places, rules
+from rcmed_jax.parallel import faults, places
 
-# Exit code of a run that SIGTERM stopped and that saved first: start it again.
-# 128 + 15 would not tell it from a process that SIGTERM killed. Source:
-# EX_TEMPFAIL of sysexits.h, "the user is invited to retry".
-STOPPED = 75
-
-# Exit code where another process of the run is gone. No 75: that would let a
-# run whose process dies each time start again for ever. Source: EX_PROTOCOL of
-# sysexits.h, "remote error in protocol".
-LOST = 76
+# Where a run stopped by SIGTERM, and where another process of it is gone.
+STOPPED, LOST = faults.STOPPED, faults.LOST
 
 # What a collective, or JAX's service, says of it. Source: the transports of
 # gloo and NCCL, and the coordination service of XLA.
@@ -40,6 +35,13 @@ _GONE = (
 
 # How long the others are waited for at the start: hosts boot, images load.
 START_TIMEOUT_S = 600
+
+# How long the others' words are waited for: a hang is the watchdog's to end.
+_LONGEST_MS = 10 * 24 * 3600 * 1000
+
+# Which time it is that all speak, or vote; the same in every process.
+_rounds = itertools.count()
+_ballots = itertools.count()
 
 # Bytes of an error's text that the others are told.
 _MESSAGE_BYTES = 4096
@@ -150,34 +152,103 @@ def all_of(rows: np.ndarray) -> np.ndarray:
   return np.asarray(multihost_utils.process_allgather(rows, tiled=True))
 
 
+def said_by_all(text: str) -> list[str]:
+  """What each process says, in all of them, in their order.
+
+  It goes through the service that the processes met by: devices have no part in
+  it, nor are their limits of time kept, however long one takes to come here.
+  """
+  if jax.process_count() == 1:
+    return [text]
+  client, number = _client(), next(_rounds)
+  mine, count = jax.process_index(), jax.process_count()
+  client.key_value_set(f"rcmed/said/{number}/{mine}", text)
+  said = [
+    client.blocking_key_value_get(f"rcmed/said/{number}/{process}", _LONGEST_MS)
+    for process in range(count)
+  ]
+  # All have come here, so all have read what was said the time before.
+  if number:
+    client.key_value_delete(f"rcmed/said/{number - 1}/{mine}")
+  return said
+
+
 class Vote:
-  """The largest number that any process has cast, known to all alike.
+  """At which of their casts all stop, once any process is told to.
 
   A process that is told to stop must not stop alone: the others would wait for
-  it for ever. Every process casts once a step and learns the outcome of the
-  step before, so that devices never wait for hosts. One process, which has
-  nobody to ask, learns its own number at once.
+  it for ever. Whoever is told says so to all. Each then tells, by a thread of
+  its own, how many casts it has made, and makes no other until all have told:
+  all stop at the first that none has made. No device has a part in it, so that
+  it does not wait for steps in flight. One process has nobody to ask.
   """
 
-  def __init__(self, mesh: jax.sharding.Mesh):
+  def __init__(self) -> None:
+    self._ballot = next(_ballots)
+    self._lock = threading.Lock()
+    self._casts = 0  # that did not stop
+    self._told = 0
+    self._last: int | None = None  # the cast at which all stop
     self._alone = jax.process_count() == 1
-    self._sharding = jax.sharding.NamedSharding(
-      mesh, jax.sharding.PartitionSpec(mesh.axis_names)
-    )
-    self._largest = jax.jit(jnp.max, out_shardings=rules.replicated(mesh))
-    self._before: jax.Array | None = None
+    if not self._alone:
+      threading.Thread(target=self._agree, daemon=True).start()
 
-  def cast(self, number: int) -> int:
-    """Casts a number >= 0; the outcome of the cast before, 0 at the first."""
+  @property
+  def told(self) -> int:
+    """The number that was told; 0: none that this process knows of."""
+    return self._told
+
+  def tell(self, number: int) -> None:
+    """All are to stop, and to know the number: the first that any tells."""
     if self._alone:
-      return number
-    before = self._before
-    size = self._sharding.mesh.size
-    numbers = jax.make_array_from_callback(
-      (size,), self._sharding, lambda _: np.full(1, number, np.int32)
-    )
-    self._before = self._largest(numbers)
-    return 0 if before is None else int(before)
+      self._told = self._told or number
+      return
+    try:
+      _client().key_value_set(self._key("told"), str(number))
+    except jax.errors.JaxRuntimeError as error:
+      if "ALREADY_EXISTS" not in str(error):
+        raise
+
+  def cast(self) -> int:
+    """0: go on; or the number that was told, in all processes alike.
+
+    All cast equally often, at the same places of what they do together.
+    """
+    if self._alone:
+      return self._told
+    with self._lock:
+      if self._last is not None and self._casts + 1 >= self._last:
+        return self._told
+      self._casts += 1
+      return 0
+
+  def _agree(self) -> None:
+    client, count = _client(), jax.process_count()
+    try:
+      told = client.blocking_key_value_get(self._key("told"), _LONGEST_MS)
+      with self._lock:
+        mine = self._key(f"casts/{jax.process_index()}")
+        client.key_value_set(mine, str(self._casts))
+        casts = [
+          client.blocking_key_value_get(
+            self._key(f"casts/{process}"), _LONGEST_MS
+          )
+          for process in range(count)
+        ]
+        self._told = int(told)
+        self._last = max(map(int, casts)) + 1
+    except jax.errors.JaxRuntimeError:
+      return  # nobody told before the run ended, or the others are gone
+
+  def _key(self, name: str) -> str:
+    return f"rcmed/vote/{self._ballot}/{name}"
+
+
+def _client() -> Any:
+  """Of the service that the processes met by; JAX names no other way to it."""
+  client = distributed.global_state.client
+  assert client is not None, "call it within `started`"
+  return client
 
 
 def _exit_code(error: BaseException) -> int:
@@ -186,6 +257,8 @@ def _exit_code(error: BaseException) -> int:
     return 128 + signal.SIGINT
   if are_gone(error):
     return LOST
+  if faults.is_passing(error):
+    return faults.UNREACHED
   bad_input = ValueError, OSError, FloatingPointError
   return 2 if isinstance(error, bad_input) else 1
 

@@ -183,9 +183,7 @@ def _slurm_devices(
   None: all that it sees are its own, because it is alone on the machine, or
   because Slurm has shared them out already.
   """
-  tasks = _number(
-    "SLURM_NTASKS_PER_NODE", environ.get("SLURM_NTASKS_PER_NODE", "1")
-  )
+  tasks = _slurm_tasks(environ)
   visible = len(environ.get("CUDA_VISIBLE_DEVICES", "").split(","))
   shared_out = "SLURM_GPUS_PER_TASK" in environ or visible < _number(
     "SLURM_GPUS_ON_NODE", environ.get("SLURM_GPUS_ON_NODE", "0")
@@ -194,12 +192,37 @@ def _slurm_devices(
     return None
   if visible % tasks:
     raise ValueError(
-      f"{visible} GPUs do not share out among SLURM_NTASKS_PER_NODE={tasks} "
-      "tasks; choose a number that divides them, or 1: one process can use "
-      "all GPUs of a machine."
+      f"{visible} GPUs do not share out among the {tasks} tasks that Slurm "
+      "started on this machine; choose --ntasks-per-node that divides them, or "
+      "1: one process can use all GPUs of a machine."
     )
   share = visible // tasks
   return tuple(range(local * share, (local + 1) * share))
+
+
+def _slurm_tasks(environ: Mapping[str, str]) -> int:
+  """Tasks on this machine: what srun started, or else what was asked for.
+
+  Of several machines 8(x2),3 says 8, 8 and 3. SLURM_NTASKS_PER_NODE is there
+  only where --ntasks-per-node was given.
+  """
+  name = "SLURM_STEP_TASKS_PER_NODE"
+  told = environ.get(name)
+  if told is None:
+    name = "SLURM_NTASKS_PER_NODE"
+    return _number(name, environ.get(name, "1"))
+  counts: list[int] = []
+  for part in told.split(","):
+    one = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
+    if one is None:
+      raise ValueError(f"{name}={told!r}: expected numbers as in 8(x2),3.")
+    counts += [int(one[1])] * int(one[2] or 1)
+  node = 0
+  if len(set(counts)) > 1:
+    node = _number("SLURM_NODEID", environ.get("SLURM_NODEID", "0"))
+  if node >= len(counts):
+    raise ValueError(f"SLURM_NODEID={node}, but {name}={told!r}.")
+  return counts[node]
 
 
 def _from_gke(environ: Mapping[str, str]) -> Place | None:

@@ -15,14 +15,11 @@ Arrays are stored as pure dicts by parameter path. `workdir` may lie in a bucket
 `workdir`, and all must call what is here together.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-import contextlib
+from collections.abc import Callable, Collection, Mapping
 import dataclasses
-import errno
 import hashlib
 import json
 import os
-import shutil
 from typing import Any
 import zlib
 
@@ -32,12 +29,16 @@ import jax
 import orbax.checkpoint as ocp
 
 from rcmed_jax.data import files
-from rcmed_jax.parallel import hosts
-from rcmed_jax.train import averages, fingerprints, scores
+from rcmed_jax.parallel import faults, hosts
+from rcmed_jax.train import (
+  averages,
+  fingerprints,
+  reading,
+  room,
+  scores,
+  survivors,
+)
 from rcmed_jax.train import step as steps
-
-# A full disk, a quota that is used up, a limit on a file's size.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # How long Orbax lets a checkpoint take. It goes by the wall clock, and one that
 # jumps ahead must fail none; what hangs is the watchdog's to end.
@@ -45,9 +46,6 @@ _LONGEST_S = 10 * 24 * 3600
 
 # Files beside the arrays: metadata, manifests. Generous for a toy.
 OVERHEAD_BYTES = 4 << 20
-
-# What Orbax and TensorStore raise for files that are missing or cut short.
-_READ_ERRORS = (OSError, ValueError, KeyError, TypeError)
 
 # Characters of such an error that a person is shown.
 _LONGEST = 400
@@ -66,42 +64,32 @@ class Restored:
   damaged: tuple[str, ...]  # sentences: newer checkpoints, set aside
 
 
-class _OtherModelError(ValueError):
-  """A whole checkpoint of another model: no older one would do."""
-
-
-class _Kept(ocp.checkpoint_managers.PreservationPolicy):
-  """The newest few, and the steps that are given."""
-
-  def __init__(self, newest: int):
-    self._newest = newest
-    self.steps: Collection[int] = ()
-
-  def should_preserve(
-    self, checkpoints: Sequence[Any], *, context: Any
-  ) -> list[bool]:
-    del context
-    steps = [checkpoint.step for checkpoint in checkpoints]
-    kept = {*sorted(steps)[-self._newest :], *self.steps}
-    return [step in kept for step in steps]
-
-
 class Checkpoints:
   """The checkpoints in one working directory; use as a context manager."""
 
-  def __init__(self, workdir: str | os.PathLike[str], *, keep: int = 2):
-    """Opens, or makes, `workdir`; the newest `keep` checkpoints survive."""
-    self._kept = _Kept(keep)
+  def __init__(self, workdir: str | os.PathLike[str], *, keep: int = 0):
+    """Opens the working directory of a run.
+
+    Args:
+      workdir: made, where there is something to keep.
+      keep: of what is saved here, the newest checkpoints that survive; 0: only
+        reads, and leaves alone what another process is writing.
+    """
+    self._writes = keep > 0
+    self._kept = survivors.Survivors(keep)
     self._workdir = files.absolute(workdir)
     self._folder = self._workdir / "checkpoints"
     self._frozen = self._workdir / "frozen"
     self._damaged = self._workdir / "damaged"
     self._frozen_prints: dict[str, int] | None = None
+    self._frozen_written = False
     self._manager = ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=self._kept,
-        cleanup_tmp_directories=True,
+        preservation_policy=self._kept if self._writes else None,
+        cleanup_tmp_directories=self._writes,
+        read_only=not self._writes,
+        create=self._writes,
         async_options=ocp.AsyncOptions(timeout_secs=_LONGEST_S),
       ),
       item_handlers={
@@ -117,8 +105,11 @@ class Checkpoints:
     return self
 
   def __exit__(self, _: object, error: Any, *rest: object) -> None:
-    if not hosts.are_gone(error):  # what is half written waits for them
-      self.close()
+    if hosts.are_gone(error):  # what is half written waits for them
+      return
+    if error is None or isinstance(error, SystemExit):  # all have come here
+      self._drop()
+    self.close()
 
   def latest(self) -> int | None:
     """The step of the newest complete checkpoint."""
@@ -147,23 +138,25 @@ class Checkpoints:
     Raises:
       OSError: where the disk has no room, for this checkpoint or, found
         late, for the one before it.
+      ValueError: they were opened to be read.
     """
+    if not self._writes:
+      raise ValueError(f"{self._folder} was opened to be read; tell `keep`.")
     step = int(state.step)
     self._kept.steps = kept
     if step in self._manager.all_steps():
       return
-    frozen_missing = bool(state.frozen) and hosts.first_decides(
-      not self._frozen.exists()
-    )
+    frozen_missing = bool(state.frozen) and not self._has_frozen()
     average = averages.of(state.moments)
     needed = _bytes((state.trainable, state.moments, average)) + OVERHEAD_BYTES
     if frozen_missing:
       needed += _bytes(state.frozen)
-    hosts.first_does(lambda: self._require_space(needed))
+    hosts.first_does(lambda: room.require(self._folder, needed))
     try:
       if frozen_missing:
         with ocp.StandardCheckpointer() as checkpointer:
-          checkpointer.save(self._frozen, state.frozen)
+          checkpointer.save(self._frozen, state.frozen, force=True)
+        self._frozen_written = True
       meta = {"step": step, **meta}
       check = self._prints(state, data_state, meta)
       items = {
@@ -177,42 +170,61 @@ class Checkpoints:
       items["meta"] = ocp.args.JsonSave({**meta, _CHECK: check})
       self._manager.save(step, args=ocp.args.Composite(**items))
     except (OSError, ValueError, RuntimeError) as error:
-      raise self._explained(error, needed) from error
+      raise room.explained(self._folder, error, needed) from error
+
+  def _has_frozen(self) -> bool:
+    """Whether what lies in frozen/ is whole, and of this run.
+
+    A kill before the first checkpoint may leave a part of it, which a bucket
+    shows like the whole, or that of a run that began with other weights. What a
+    checkpoint stands beside was read, and compared with its fingerprints.
+    """
+    return self._frozen_written or hosts.first_decides(
+      bool(self._manager.all_steps()) and reading.is_whole(self._frozen)
+    )
 
   def wait(self) -> None:
     """Returns when everything is on disk; raises what went wrong there."""
     try:
       self._manager.wait_until_finished()
     except (OSError, ValueError, RuntimeError) as error:
-      raise self._explained(error, needed=None) from error
+      raise room.explained(self._folder, error) from error
 
   def restore(
-    self, abstract: steps.TrainState, *, before: int | None = None
+    self,
+    abstract: steps.TrainState,
+    *,
+    before: int | None = None,
+    alive: Callable[[], None] = lambda: None,
   ) -> Restored:
-    """The newest checkpoint that is whole.
+    """The newest checkpoint that is whole, the same in all processes.
 
-    Newer ones that are damaged are set aside, once an older one was found to be
-    whole: where none is, settings are as likely to be wrong as files.
+    What one of them cannot read counts as damaged for all. Newer ones that are
+    damaged are set aside, once an older one was found to be whole: where none
+    is, settings are as likely to be wrong as files.
 
     Args:
       abstract: shapes, dtypes and shardings to restore to; the mesh may be
         another than the one that saved.
       before: only checkpoints of fewer steps; damaged ones stay where they are.
+      alive: called before each part that is read.
 
     Raises:
+      ConnectionError: a bucket does not answer.
       ValueError: where there is none, or none can be read, or the newest
         belongs to another model or optimizer.
     """
-    self._newest()
-    newest_first = sorted(self._manager.all_steps(), reverse=True)
+    # A folder of a network may list others here than there.
+    first, *_ = hosts.said_by_all(json.dumps(list(self._manager.all_steps())))
+    newest_first = sorted(json.loads(first) or [self._newest()], reverse=True)
     tried = [s for s in newest_first if before is None or s < before]
     damage: dict[int, Exception] = {}
     for step in tried:
       try:
-        state, data_state, meta = self._read(step, abstract)
-      except _OtherModelError as error:
+        state, data_state, meta = self._read(step, abstract, alive)
+      except (reading.OtherModelError, ConnectionError) as error:
         raise self._unreadable(step, error) from error
-      except _READ_ERRORS as error:
+      except reading.READ_ERRORS as error:
         damage[step] = error
         continue
       sentences = tuple(
@@ -234,7 +246,7 @@ class Checkpoints:
     step = self._newest()
     try:
       return self._meta(step)[0]
-    except _READ_ERRORS as error:
+    except reading.READ_ERRORS as error:
       raise self._unreadable(step, error) from error
 
   def digest(self, step: int | None = None) -> str:
@@ -251,15 +263,17 @@ class Checkpoints:
     step = self._newest() if step is None else step
     try:
       meta, check = self._meta(step)
-    except _READ_ERRORS as error:
+    except reading.READ_ERRORS as error:
       raise self._unreadable(step, error) from error
-    held = {
-      name: check[name]
-      for name in ("trainable", "average", "frozen")
-      if name in check
-    }
-    text = json.dumps([step, held or meta], sort_keys=True)
+    held = [check.get(name) for name in ("trainable", "average", "frozen")]
+    text = json.dumps([step, held if check else meta], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+  def told(self) -> list[dict[str, Any]]:
+    """What the run's file of scores tells, the same in all processes."""
+    with reading.together():
+      told = json.dumps(scores.read(self._workdir))
+    return json.loads(hosts.said_by_all(told)[0])
 
   def best(self) -> int:
     """The step that did best on the held-out set, as the newest tells.
@@ -267,7 +281,7 @@ class Checkpoints:
     Raises:
       ValueError: none was kept.
     """
-    found = scores.best(self.meta())
+    found = scores.best(self.meta(), scores.read(self._workdir))
     if found is None or found not in self._manager.all_steps():
       raise ValueError(
         f"{self._folder}: no checkpoint is known to be the best; train with "
@@ -277,19 +291,25 @@ class Checkpoints:
 
   def weights(
     self,
-    sharding: jax.sharding.Sharding | None = None,
+    places: jax.sharding.Sharding
+    | Mapping[str, jax.sharding.Sharding]
+    | None = None,
     *,
     averaged: bool = False,
     step: int | None = None,
   ) -> dict[str, Any]:
     """Trained and frozen weights as one pure dict, for `nnx.merge`.
 
+    Each process reads them for itself.
+
     Args:
-      sharding: where every array goes; by default this process's first device.
+      places: where every array goes, or each by its dotted path, where it is
+        read to; by default this process's first device.
       averaged: of the trained ones their average, where it was kept.
       step: of the checkpoint, as `best` tells it; None: the newest.
 
     Raises:
+      ConnectionError: a bucket does not answer.
       ValueError: there is no checkpoint, or the newest is damaged (who asks a
         model is not to be answered by an older one), or it has no average.
     """
@@ -300,37 +320,45 @@ class Checkpoints:
         f"{self._folder / str(step)} holds no averaged weights; train with "
         "optimizer.average=0.999, or ask for the weights themselves."
       )
-    sharding = sharding or jax.sharding.SingleDeviceSharding(
-      jax.local_devices()[0]
-    )
+    places = places or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    merged = {}
     try:
       _, check = self._meta(step)
-      parts = self._weights(step, item, sharding)
-      for name, part in zip((item, "frozen"), parts, strict=False):
+      for folder, name in self._weight_folders(step, item):
+        wanted = reading.abstract(reading.shapes(folder), places)
+        part = reading.arrays(folder, wanted)
         if check:
           fingerprints.require(part, check[name])
-    except _READ_ERRORS as error:
+        merged |= nnx.traversals.flatten_mapping(part)
+    except reading.READ_ERRORS as error:
       raise self._unreadable(step, error) from error
-    merged = {}
-    for part in parts:
-      merged |= nnx.traversals.flatten_mapping(part)
     return nnx.restore_int_paths(nnx.traversals.unflatten_mapping(merged))
 
-  def _weights(
-    self, step: int, item: str, sharding: jax.sharding.Sharding
-  ) -> list[Any]:
-    """An item's arrays, and the frozen ones, if there are any."""
-    wanted = _abstract(self._stored(step, item), sharding)
-    with _reading_arrays():
-      args = ocp.args.Composite(**{item: ocp.args.StandardRestore(wanted)})
-      parts = [self._manager.restore(step, args=args)[item]]
-      if self._frozen.exists():
-        with ocp.StandardCheckpointer() as checkpointer:
-          stored = checkpointer.metadata(self._frozen).item_metadata
-          parts.append(
-            checkpointer.restore(self._frozen, _abstract(stored, sharding))
-          )
-    return parts
+  def stored(self) -> dict[str, reading.Stored]:
+    """The weights of the newest checkpoint by dotted path; none is read yet.
+
+    Raises:
+      ConnectionError: a bucket does not answer.
+      ValueError: there is no checkpoint, or it is damaged.
+    """
+    step = self._newest()
+    found = {}
+    try:
+      _, check = self._meta(step)
+      for folder, name in self._weight_folders(step, "trainable"):
+        found |= reading.stored(folder, check.get(name, {}))
+    except reading.READ_ERRORS as error:
+      raise self._unreadable(step, error) from error
+    return found
+
+  def _weight_folders(
+    self, step: int, item: str
+  ) -> list[tuple[epath.Path, str]]:
+    """Where an item and, if there are any, frozen weights lie; their names."""
+    folders = [(self._folder / str(step) / item, item)]
+    if self._frozen.exists():
+      folders.append((self._frozen, "frozen"))
+    return folders
 
   def close(self) -> None:
     """Waits for the writing, then lets go."""
@@ -340,47 +368,56 @@ class Checkpoints:
       self._manager.close()
 
   def _read(
-    self, step: int, abstract: steps.TrainState
+    self,
+    step: int,
+    abstract: steps.TrainState,
+    alive: Callable[[], None],
   ) -> tuple[steps.TrainState, Any, dict[str, Any]]:
-    """(state, data iterator's state, meta) of a checkpoint that is whole."""
-    meta, check = self._meta(step)
-    self._require_same_model(step, abstract.trainable)
-    frozen = {}
-    with _reading_arrays():
-      items = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          trainable=ocp.args.StandardRestore(abstract.trainable),
-          optimizer=ocp.args.StandardRestore(abstract.moments),
-          data=ocp.args.JsonRestore(),
-        ),
-      )
-      if abstract.frozen:
-        with ocp.StandardCheckpointer() as checkpointer:
-          frozen = checkpointer.restore(self._frozen, abstract.frozen)
-    data_state = items["data"]["state"]
-    if check:
-      fingerprints.require(items["trainable"], check["trainable"])
-      fingerprints.require(items["optimizer"], check["optimizer"])
-      fingerprints.require(frozen, check["frozen"])
-      if _sum(data_state) != check["data"]:
+    """(state, data iterator's state, meta) of a checkpoint that is whole.
+
+    After each part all processes agree whether all could read it.
+    """
+    folder = self._folder / str(step)
+    alive()
+    with reading.together():
+      meta, check = self._meta(step)
+      reading.require_same(folder / "trainable", abstract.trainable)
+      data_state = reading.numbers(folder / "data")["state"]
+      if check and _sum(data_state) != check["data"]:
         raise ValueError("the data iterator's state is not what was saved.")
+    parts = {}
+    for name, place, wanted in (
+      ("trainable", folder / "trainable", abstract.trainable),
+      ("optimizer", folder / "optimizer", abstract.moments),
+      ("frozen", self._frozen, abstract.frozen),
+    ):
+      alive()
+      with reading.together():
+        parts[name] = reading.arrays(place, wanted) if wanted else {}
+    alive()
+    with reading.together():
+      if check:
+        fingerprints.require(
+          parts,
+          {
+            f"{part}.{name}": number
+            for part in parts
+            for name, number in check[part].items()
+          },
+        )
     state = steps.TrainState(
       step=jax.device_put(meta["step"], abstract.step.sharding).astype(
         abstract.step.dtype
       ),
-      trainable=items["trainable"],
-      frozen=frozen,
-      moments=items["optimizer"],
+      trainable=parts["trainable"],
+      frozen=parts["frozen"],
+      moments=parts["optimizer"],
     )
     return state, data_state, meta
 
   def _meta(self, step: int) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """(meta, fingerprints); none of a checkpoint from before there were any."""
-    items = self._manager.restore(
-      step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-    )
-    meta = dict(items["meta"])
+    meta = dict(reading.numbers(self._folder / str(step) / "meta"))
     check = meta.pop(_CHECK, {})
     if meta["step"] != step or (check and _sum(meta) != check["meta"]):
       raise ValueError("its meta is not what was saved.")
@@ -399,6 +436,13 @@ class Checkpoints:
       "meta": _sum(meta),
     }
 
+  def _drop(self) -> None:
+    """Drops what an evaluation after the last save keeps no longer."""
+    self.wait()
+    steps = self._manager.all_steps()
+    for step in sorted({*steps} - self._kept.among(steps)):
+      self._manager.delete(step)
+
   def _set_aside(self, damaged: list[int]) -> None:
     self._damaged.mkdir(exist_ok=True)
     for step in damaged:
@@ -416,47 +460,13 @@ class Checkpoints:
       )
     return step
 
-  def _stored(self, step: int, item: str = "trainable") -> Any:
-    """Shapes and dtypes of the trained parameters of a checkpoint."""
-    stored = self._manager.item_metadata(step)[item]
-    if stored is None:
-      raise ValueError("the description of its trained parameters is missing.")
-    return stored
-
-  def _require_same_model(self, step: int, trainable: Any) -> None:
-    """Names the first parameters that differ; Orbax' own words do not."""
-    there, here = _shapes(self._stored(step).tree), _shapes(trainable)
-    if there.keys() != here.keys():
-      raise _OtherModelError(
-        "trained parameters only there: "
-        f"{', '.join(sorted(there.keys() - here.keys())[:3]) or 'none'}; "
-        "only here: "
-        f"{', '.join(sorted(here.keys() - there.keys())[:3]) or 'none'}."
-      )
-    for name, shape in here.items():
-      if there[name] != shape:
-        raise _OtherModelError(
-          f"{name} has shape {there[name]} there and {shape} here."
-        )
-
-  def _require_space(self, needed: int) -> None:
-    if files.is_remote(self._workdir):
-      return  # buckets do not fill
-    free = shutil.disk_usage(self._workdir).free
-    if needed > free:
-      raise OSError(_no_space(self._folder, needed, free))
-
-  def _explained(self, error: Exception, needed: int | None) -> Exception:
-    """A full disk in words; any other error as it is."""
-    words = [os.strerror(code) for code in _FULL]
-    said = next((one for one in words if one in str(error)), None)
-    if said is None or files.is_remote(self._workdir):
-      return error
-    free = shutil.disk_usage(self._workdir).free
-    return OSError(f"{said}. {_no_space(self._folder, needed, free)}")
-
-  def _unreadable(self, step: int, error: Exception) -> ValueError:
+  def _unreadable(self, step: int, error: Exception) -> Exception:
     path = self._folder / str(step)
+    if faults.is_passing(error):
+      return ConnectionError(
+        f"{path}: could not be read now: {_short(error)}\nNothing says that it "
+        "is damaged; the same command tries again."
+      )
     others = [s for s in self._manager.all_steps() if s != step]
     return ValueError(
       f"{path}: the checkpoint cannot be restored: {error}\nIf it is damaged, "
@@ -464,26 +474,6 @@ class Checkpoints:
       + (f"step {max(others)}" if others else "the start")
       + "; if model or optimizer settings changed, use another workdir."
     )
-
-
-@contextlib.contextmanager
-def _reading_arrays() -> Iterator[None]:
-  """Gives what Orbax raises for a lost part of an array, Exception, a name."""
-  try:
-    yield
-  except Exception as error:
-    if type(error) is not Exception:
-      raise
-    raise ValueError(str(error.__cause__ or error)) from error
-
-
-def _abstract(metadata: Any, sharding: jax.sharding.Sharding) -> Any:
-  return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding
-    ),
-    metadata.tree,
-  )
 
 
 def _short(error: Exception) -> str:
@@ -496,22 +486,5 @@ def _sum(value: Any) -> int:
   return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
-def _shapes(arrays: Any) -> dict[str, tuple[int, ...]]:
-  """Shapes by dotted name."""
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape
-    for path, leaf in jax.tree.leaves_with_path(arrays)
-  }
-
-
 def _bytes(arrays: Any) -> int:
   return sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
-
-
-def _no_space(folder: epath.Path, needed: int | None, free: int) -> str:
-  wanted = "more" if needed is None else f"{needed:,} bytes"
-  return (
-    f"{folder}: no space for a checkpoint: it needs {wanted}, {free:,} bytes "
-    "are free. Free disk space, lower train.keep, or choose a workdir on "
-    "another disk; the checkpoints before this one are whole."
-  )

@@ -8,8 +8,13 @@ from flax import nnx
 import jax
 import numpy as np
 
+from rcmed_jax import axes
 from rcmed_jax.parallel import rules
+from rcmed_jax.train import reading
 from rcmed_jax.train import step as steps
+
+# Which axis of which weights is the vocabulary, as the model names them.
+_VOCABULARY = {"language.embedding": 0, "language.head.kernel": 1}
 
 
 def with_weights(
@@ -19,14 +24,15 @@ def with_weights(
 
   What the arrays lack (new low-rank updates, correlation steps) keeps its own
   start. One array at a time is read; each takes the dtype and the place of the
-  one before it.
+  one before it. Of another run's arrays each process reads its own parts.
 
   Args:
     state: fresh, from `steps.init_state`.
-    arrays: by dotted path; read when converted by `np.asarray`.
+    arrays: by dotted path; read when converted by `np.asarray`, or `placed`.
 
   Raises:
-    ValueError: an array has no place in the model, or another shape.
+    ValueError: an array has no place in the model, or another shape, or is not
+      what was saved.
   """
   left = dict(arrays)
 
@@ -37,11 +43,14 @@ def with_weights(
       if name not in left:
         continue
       array = left.pop(name)
-      if not _fits(array.shape, leaf.shape):
+      if not _fits(name, array.shape, leaf.shape):
         raise ValueError(
           f"{name}: the weights have shape {array.shape}, the model "
           f"{leaf.shape}; give the model the sizes of its weights."
         )
+      if isinstance(array, reading.Stored) and array.shape == leaf.shape:
+        flat[path] = array.placed(leaf.sharding).astype(leaf.dtype)
+        continue
       more = [(0, m - n) for n, m in zip(array.shape, leaf.shape, strict=True)]
       values = np.pad(np.asarray(array), more).astype(leaf.dtype)
       flat[path] = jax.device_put(values, leaf.sharding)
@@ -61,9 +70,16 @@ def with_weights(
   return found
 
 
-def _fits(shape: tuple[int, ...], held: tuple[int, ...]) -> bool:
-  """Whether `held` is the shape itself, or filled up as `rules.padded` does."""
-  multiple = max(rules.MULTIPLES.values())
-  return len(shape) == len(held) and all(
-    m in (n, n + -n % multiple) for n, m in zip(shape, held, strict=True)
-  )
+def _fits(name: str, shape: tuple[int, ...], held: tuple[int, ...]) -> bool:
+  """Whether `held` is the shape itself, or filled up as `rules.padded` does.
+
+  That fills up the vocabulary alone: another axis is as long as it is.
+  """
+  if shape == held:
+    return True
+  axis = _VOCABULARY.get(name)
+  if axis is None or len(shape) != len(held):
+    return False
+  filled = list(shape)
+  filled[axis] += -shape[axis] % rules.MULTIPLES[axes.VOCAB]
+  return tuple(filled) == held

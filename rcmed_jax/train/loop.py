@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import os
 import signal
-import threading
 import types
 from typing import Any
 
@@ -27,6 +26,7 @@ from rcmed_jax.train import (
   meter,
   profiles,
   scores,
+  stopping,
   validation,
 )
 from rcmed_jax.train import checkpoints as checkpoint_files
@@ -76,6 +76,11 @@ class TrainConfig:
     for name in ("watchdog_s", "eval_every", "keep_best", "patience"):
       if getattr(self, name) < 0:
         raise ValueError(f"train.{name}={getattr(self, name)} is below 0.")
+    if self.metric not in losses.names(self.loss):
+      raise ValueError(
+        f"train.metric={self.metric!r} is no loss; choose one of "
+        f"{', '.join(losses.names(self.loss))}."
+      )
 
 
 def train(
@@ -133,12 +138,16 @@ def train(
   }
 
   with contextlib.ExitStack() as stack:
+    watchdog = stack.enter_context(
+      watchdogs.Watchdog(config.watchdog_s, workdir)
+    )
     checkpoints = stack.enter_context(
       checkpoint_files.Checkpoints(workdir, keep=config.keep)
     )
     known = scores.Scores(config.keep_best, config.patience)
+    vote = hosts.Vote()
     evaluation = _evaluation(
-      config, layout, evaluators, held_out, known, loss_config
+      config, layout, evaluators, held_out, known, loss_config, vote
     )
     data = make_data()
 
@@ -148,7 +157,7 @@ def train(
       )
       return state if weights is None else initial.with_weights(state, weights)
 
-    state, damaged = _state(checkpoints, layout, data, known, fresh)
+    state, damaged = _state(checkpoints, layout, data, known, fresh, watchdog)
     start = int(state.step)
     over = start >= config.steps or known.exhausted
     if over and not evaluation.overdue(start):
@@ -163,16 +172,15 @@ def train(
       log.say(sentence)
     if start:
       log.say(f"{workdir}: going on after step {start}.")
-    stop = stack.enter_context(_StopSignals())
-    watchdog = stack.enter_context(
-      watchdogs.Watchdog(config.watchdog_s, workdir)
-    )
+    stack.enter_context(stopping.Signals(vote.tell))
     profiler = stack.enter_context(profiles.Window(profile, workdir))
     guard = bad_batches.Guard(config.not_finite, workdir)
-    vote = hosts.Vote(mesh)
 
+    left = _Left(checkpoints, evaluation, known, log, rate, meta, workdir)
     if evaluation.overdue(start):  # it was told to stop, and to be quick
-      log.write(start, evaluation.run(state))
+      if not left.judgement(state):  # told again
+        log.say(_farewell(vote.told, start, workdir))
+        raise SystemExit(stopping.exit_code(vote.told))
       if known.exhausted or start >= config.steps:
         return nnx.merge(layout.graphdef, state.trainable, state.frozen)
     pending: list[bad_batches.Done] = []  # since the last log
@@ -194,37 +202,35 @@ def train(
         jax.block_until_ready(metrics)
         log.restart_clock()  # compilation is no part of the rate
 
-      stopped = vote.cast(stop.signal)
+      # Looking at a step waits for it: at the one before, while this one runs,
+      # unless this one is about to be kept.
+      with log.spending("wait"):
+        skipped = guard.look(pending, step - 1)
+      stopped = vote.cast()
       last = step == config.steps or stopped
       writes = last or step % config.log_every == 0
       saves = last or step % config.checkpoint_every == 0
       evaluates = evaluation.due(step) and not stopped
-      # Looking at a step waits for it: at the one before, while this one runs,
-      # unless this one is about to be kept.
-      due = writes or saves or evaluates
-      with log.spending("wait"):
-        skipped = guard.look(pending, step if due else step - 1)
+      if writes or saves or evaluates:
+        with log.spending("wait"):
+          skipped += guard.look(pending, step)
       for sentence in skipped:
         log.say(sentence)
       if writes:
-        with log.spending("wait"):
-          means = _means(pending)
-        means["learning_rate"] = float(rate(step - 1))
-        log.write_training(step, means)
-        pending = []
+        pending = left.means(pending)
+      if saves:  # before it evaluates: there may be no time to
+        left.checkpoint(state, batch.data_state)
       if evaluates:
-        with log.spending("evaluate"):
-          log.write(step, evaluation.run(state))
-        saves |= known.exhausted or step in known.kept
-      if saves:
-        with log.spending("checkpoint"):
-          told = meta | known.meta()
-          checkpoints.save(state, batch.data_state, told, kept=known.kept)
+        if not left.judgement(state):
+          stopped = vote.told
+          pending = left.means(pending)
+        if stopped or known.exhausted or step in known.kept:
+          left.checkpoint(state, batch.data_state)
       watchdog.fed()
       if stopped:
         checkpoints.wait()
         log.say(_farewell(stopped, step, workdir))
-        raise SystemExit(_exit_code(stopped))
+        raise SystemExit(stopping.exit_code(stopped))
       if known.exhausted:
         log.say(f"{known.verdict()} Ended after step {step}.")
         break
@@ -238,6 +244,7 @@ def _evaluation(
   held_out: validation.Rows | None,
   known: scores.Scores,
   loss_config: losses.LossConfig,
+  vote: hosts.Vote,
 ) -> validation.Evaluation:
   return validation.Evaluation(
     layout,
@@ -249,6 +256,7 @@ def _evaluation(
     last=config.steps,
     micro_batches=config.accumulation,
     loss_config=loss_config,
+    asked=vote.cast,
   )
 
 
@@ -258,16 +266,18 @@ def _state(
   data: feed.Batches,
   known: scores.Scores,
   fresh: Callable[[], steps.TrainState],
+  watchdog: watchdogs.Watchdog,
 ) -> tuple[steps.TrainState, tuple[str, ...]]:
   """What the run goes on from, and sentences on checkpoints set aside.
 
   Data and scores are put where they stood.
   """
-  if not checkpoints.latest():
+  if not hosts.first_decides(bool(checkpoints.latest())):
     return fresh(), ()
-  restored = checkpoints.restore(layout.state)
+  restored = checkpoints.restore(layout.state, alive=watchdog.fed)
+  watchdog.rest()
   data.set_state(restored.data_state)
-  known.restore(restored.meta)
+  known.restore(restored.meta, checkpoints.told())
   return restored.state, restored.damaged
 
 
@@ -279,6 +289,46 @@ def _check_batch(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
       f"{meshes.batch_shards(mesh)} devices share a batch (mesh "
       f"{dict(mesh.shape)}) and train.accumulation={config.accumulation}."
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Left:
+  """What a run leaves of its steps: checkpoints, judgements, means."""
+
+  checkpoints: checkpoint_files.Checkpoints
+  evaluation: validation.Evaluation
+  known: scores.Scores
+  log: logs.Log | logs.Silence
+  rate: Callable[[jax.typing.ArrayLike], jax.Array]
+  meta: Mapping[str, Any]
+  workdir: epath.Path
+
+  def checkpoint(self, state: steps.TrainState, data_state: Any) -> None:
+    """One, with what is known, where there is none of the step yet."""
+    with self.log.spending("checkpoint"):
+      told = {**self.meta, **self.known.meta()}
+      self.checkpoints.save(state, data_state, told, kept=self.known.kept)
+
+  def judgement(self, state: steps.TrainState) -> bool:
+    """Evaluates and writes what is known; False: the run was told to stop."""
+    try:
+      with self.log.spending("evaluate"):
+        found = self.evaluation.run(state)
+    except validation.StoppedError:
+      return False
+    self.log.write(int(state.step), found)
+    if hosts.is_first():
+      self.known.write(self.workdir)
+    return True
+
+  def means(self, done: list[bad_batches.Done]) -> list[bad_batches.Done]:
+    """Writes those of the steps, with the rate of the last; none are left."""
+    if done:
+      with self.log.spending("wait"):
+        found = _means(done)
+      found["learning_rate"] = float(self.rate(done[-1].step - 1))
+      self.log.write_training(done[-1].step, found)
+    return []
 
 
 def _means(done: list[bad_batches.Done]) -> dict[str, float]:
@@ -302,33 +352,3 @@ def _farewell(stopped: int, step: int, workdir: epath.Path) -> str:
     f"Stopped by {signal.Signals(stopped).name} after step {step}, saved in "
     f"{workdir}. The same command goes on from there."
   )
-
-
-def _exit_code(stopped: int) -> int:
-  """A person's Ctrl-C is final; a scheduler's SIGTERM asks to come back."""
-  return hosts.STOPPED if stopped == signal.SIGTERM else 128 + stopped
-
-
-class _StopSignals:
-  """Notes SIGINT and SIGTERM while it is entered; a second one acts at once.
-
-  Outside the main thread Python takes no handlers; there it notes nothing.
-  """
-
-  def __init__(self) -> None:
-    self.signal = 0
-    self._before: dict[signal.Signals, Any] = {}
-
-  def __enter__(self) -> "_StopSignals":
-    if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGINT, signal.SIGTERM):
-        self._before[number] = signal.signal(number, self._note)
-    return self
-
-  def __exit__(self, *_: object) -> None:
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-
-  def _note(self, number: int, _: object) -> None:
-    self.signal = number
-    signal.signal(number, self._before[signal.Signals(number)])

@@ -49,6 +49,15 @@ class LossConfig:
     return self if on else dataclasses.replace(self, deep_supervision=0.0)
 
 
+def names(config: LossConfig) -> tuple[str, ...]:
+  """What `losses` gives, by name: the total, "loss", and its terms."""
+  return (
+    *("loss", "text", *MASK_TERMS),
+    *(("quality",) if config.quality else ()),
+    *(("earlier",) if config.deep_supervision else ()),
+  )
+
+
 def losses(
   prediction: Prediction,
   text: jax.Array,

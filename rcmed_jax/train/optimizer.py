@@ -7,6 +7,7 @@ from nothing in half of the steps (README, `make demo`).
 
 from collections.abc import Callable
 import dataclasses
+import math
 from typing import Any
 
 from flax import nnx
@@ -82,6 +83,19 @@ class OptimizerConfig:
       if value not in allowed:
         raise ValueError(
           f"optimizer.{name}={value!r} is unknown; choose one of {allowed}."
+        )
+    for name, right, wanted in (
+      ("learning_rate", 0 <= self.learning_rate < math.inf, "0 or more"),
+      ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more"),
+      ("b1", 0 <= self.b1 < 1, "0..1, below 1"),
+      ("b2", 0 <= self.b2 < 1, "0..1, below 1"),
+      ("eps", 0 < self.eps < math.inf, "above 0"),
+      # All gradients would be made 0. inf clips none.
+      ("clip_norm", self.clip_norm > 0, "above 0"),
+    ):
+      if not right:
+        raise ValueError(
+          f"optimizer.{name}={getattr(self, name)}: expected {wanted}."
         )
     if not 0 <= self.average < 1:
       raise ValueError(
@@ -163,6 +177,24 @@ def make_optimizer(
   if config.average:
     parts.append(averages.averaging(config.average))
   return optax.chain(*parts)
+
+
+def at_step(moments: Any, step: jax.Array) -> Any:
+  """The moments, their schedule where step n = 0, 1, ... has it.
+
+  What a skipped batch would have done to the moments is kept from them, and
+  their own count of steps with it: the schedule would lag behind what is
+  logged, and never come to its end.
+  """
+  return jax.tree.map(
+    lambda one: (
+      one._replace(count=jnp.asarray(step, jnp.int32))
+      if isinstance(one, optax.ScaleByScheduleState)
+      else one
+    ),
+    moments,
+    is_leaf=lambda one: isinstance(one, optax.ScaleByScheduleState),
+  )
 
 
 def matrices(params: Any) -> Any:

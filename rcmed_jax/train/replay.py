@@ -80,7 +80,7 @@ def replay(
     donate=False,
   )
   data = make_data()
-  with checkpoint_files.Checkpoints(workdir, keep=config.keep) as checkpoints:
+  with checkpoint_files.Checkpoints(workdir) as checkpoints:
     held = checkpoints.all_steps()
     earlier = [one for one in held if one < step]
     if held:

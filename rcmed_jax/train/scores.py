@@ -1,15 +1,24 @@
 """Which steps of a run did best on its held-out set, and since when none did.
 
-What is known of it rides in the meta of every checkpoint, so that a run that
-was stopped, or killed, goes on as if it had not been.
+What is known of it rides in the meta of every checkpoint, and in a file of its
+own, because a step is judged after it is kept: so a run that was stopped, or
+killed, goes on as if it had not been.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+import json
 import math
 from typing import Any
 
+from etils import epath
+
+from rcmed_jax.data import files
+
 # Where a checkpoint's meta holds it.
 _KEY = "held_out"
+
+# The file, in the folder of a run: what was known after each evaluation.
+FILE = "scores.json"
 
 
 class Scores:
@@ -27,6 +36,7 @@ class Scores:
     self._evaluated = 0  # the last step that was
     self._best: list[tuple[float, int]] = []  # (value, step), best first
     self._since = 0  # evaluations since the best of all
+    self._told: list[dict[str, Any]] = []  # what `write` wrote before
 
   def add(self, step: int, value: float) -> None:
     """Takes in the value of a step; one that is not finite is no good."""
@@ -82,18 +92,44 @@ class Scores:
       }
     }
 
-  def restore(self, meta: Mapping[str, Any]) -> None:
-    """Goes on from what a checkpoint keeps.
+  def write(self, workdir: epath.Path) -> None:
+    """Adds what is known now to the run's file."""
+    self._told.append(self.meta()[_KEY])
+    files.write_whole(workdir / FILE, json.dumps(self._told))
 
-    One from before there was any counts as evaluated.
+  def restore(
+    self, meta: Mapping[str, Any], told: Sequence[Mapping[str, Any]] = ()
+  ) -> None:
+    """Goes on from what a checkpoint keeps, and what the file tells until then.
+
+    A checkpoint from before there was any counts as evaluated.
     """
-    held = meta.get(_KEY, {"evaluated": meta["step"], "best": [], "since": 0})
+    self._told = [dict(one) for one in told if one["evaluated"] <= meta["step"]]
+    nothing = {"evaluated": meta["step"], "best": [], "since": 0}
+    held = _newest(meta, self._told) or nothing
     self._evaluated = held["evaluated"]
     self._best = [(value, step) for value, step in held["best"]]
     self._since = held["since"]
 
 
-def best(meta: Mapping[str, Any]) -> int | None:
-  """The best step that a checkpoint's meta tells of."""
-  listed = meta.get(_KEY, {}).get("best")
-  return listed[0][1] if listed else None
+def read(workdir: epath.Path) -> list[dict[str, Any]]:
+  """What the file of a run tells; nothing, where there is none yet."""
+  path = workdir / FILE
+  return json.loads(path.read_text()) if path.exists() else []
+
+
+def best(
+  meta: Mapping[str, Any], told: Sequence[Mapping[str, Any]] = ()
+) -> int | None:
+  """The best step that a checkpoint's meta and the run's file tell of."""
+  until = [one for one in told if one["evaluated"] <= meta["step"]]
+  held = _newest(meta, until)
+  return held["best"][0][1] if held and held["best"] else None
+
+
+def _newest(
+  meta: Mapping[str, Any], told: Sequence[Mapping[str, Any]]
+) -> Mapping[str, Any] | None:
+  """What is known after the last evaluation of those."""
+  held = [meta[_KEY]] if _KEY in meta else []
+  return max([*held, *told], key=lambda one: one["evaluated"], default=None)

@@ -160,7 +160,8 @@ def make_train_step(
   Losses and gradients of the `accumulation` micro-batches are averaged with
   equal weight. Dropout keys come from (seed, step, micro-batch) and the values
   they drop from the place in the whole array, so that no mesh changes them. A
-  step whose loss or gradient is not finite counts, and changes nothing else.
+  step whose loss or gradient is not finite counts, also for the schedule, and
+  changes nothing else.
 
   Devices add up gradients of weights in `reduce_dtype` and each keeps its part;
   micro-batches are added in float32. "bfloat16" halves what travels and lets
@@ -206,7 +207,9 @@ def make_train_step(
     grad_norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
     updates, moments = optimizer.update(
-      gradients, state.moments, state.trainable
+      gradients,
+      optimizers.at_step(state.moments, state.step),
+      state.trainable,
     )
     trainable = optax.apply_updates(state.trainable, updates)
     trainable, moments = jax.tree.map(

@@ -13,6 +13,11 @@ from rcmed_jax.train import step as steps
 
 Evaluator = Callable[[rcmed.RCMed], dict[str, float]]
 
+
+class StoppedError(Exception):
+  """The run is to stop; nothing was judged."""
+
+
 # Of the held-out losses, before a slash, in logs.
 NAME = "validation"
 
@@ -38,9 +43,16 @@ class HeldOut:
     rows: Rows,
     config: losses.LossConfig,
     micro_batches: int,
+    asked: Callable[[], int],
   ):
-    """In as many micro-batches as training, to take no more memory."""
+    """In as many micro-batches as training, to take no more memory.
+
+    Args:
+      asked: not 0 where the run is to stop, in all processes alike; called
+        before each batch.
+    """
     self._rows = rows
+    self._asked = asked
     self._start = rows.data.get_state()
     self._mesh = layout.mesh
 
@@ -59,11 +71,17 @@ class HeldOut:
     self._terms = jax.jit(terms)
 
   def __call__(self, state: steps.TrainState) -> dict[str, float]:
-    """The loss and its terms by name, each the mean over the batches."""
+    """The loss and its terms by name, each the mean over the batches.
+
+    Raises:
+      StoppedError: the run is to stop.
+    """
     assert isinstance(self._mesh, jax.sharding.Mesh)  # where arrays can lie
     self._rows.data.set_state(self._start)
     found = []
     for number in range(self._rows.batches):
+      if self._asked():
+        raise StoppedError
       batch = feed.fetch(self._rows.data, self._mesh, number)
       terms = self._terms(state.trainable, state.frozen, batch.arrays)
       found.append(jax.device_get(terms))
@@ -88,15 +106,27 @@ class Evaluation:
     last: int,
     loss_config: losses.LossConfig,
     micro_batches: int,
+    asked: Callable[[], int] = lambda: 0,
   ):
     """After `every` so many steps, and the last.
 
     Args:
       known: takes in the `metric` of the held-out rows, if there are any.
+      asked: as `HeldOut` takes it.
+
+    Raises:
+      ValueError: the held-out losses will not hold the metric.
     """
+    if rows and metric not in losses.names(loss_config):
+      raise ValueError(
+        f"train.metric={metric!r} is none of the held-out losses: "
+        f"{', '.join(losses.names(loss_config))}."
+      )
     self._graphdef = layout.graphdef
     self._evaluators = evaluators
-    self._held_out = rows and HeldOut(layout, rows, loss_config, micro_batches)
+    self._held_out = rows and HeldOut(
+      layout, rows, loss_config, micro_batches, asked
+    )
     self._known = known
     self._metric = metric
     self._every = every
@@ -124,7 +154,7 @@ class Evaluation:
     """All numbers of a step, as "name/number".
 
     Raises:
-      ValueError: the held-out losses do not hold the metric.
+      StoppedError: the run is to stop; nothing is known of the step.
     """
     step = int(state.step)
     found = {}
@@ -135,10 +165,5 @@ class Evaluation:
       self._known.passed(step)
       return found
     terms = self._held_out(state)
-    if self._metric not in terms:
-      raise ValueError(
-        f"train.metric={self._metric!r} is none of the held-out losses: "
-        f"{', '.join(terms)}."
-      )
     self._known.add(step, terms[self._metric])
     return found | {f"{NAME}/{name}": value for name, value in terms.items()}

@@ -9,7 +9,7 @@ import traceback
 from etils import epath
 import jax
 
-from rcmed_jax.parallel import hosts
+from rcmed_jax.parallel import faults
 
 # Of a process, in the working directory.
 DUMP = "hang-{}.txt"
@@ -24,10 +24,11 @@ class Watchdog:
   """
 
   def __init__(self, limit_s: float, workdir: epath.Path):
-    """Watches from the first `fed` on: compilation takes the time it takes.
+    """Watches from a `fed` on until it may `rest`.
 
     Args:
-      limit_s: longer than a step with its checkpoint and evaluation; 0: never.
+      limit_s: longer than a step with its checkpoint and evaluation, and than
+        reading a part of a checkpoint; 0: never.
       workdir: takes the stacks.
     """
     self._limit_s = limit_s
@@ -45,8 +46,12 @@ class Watchdog:
     self._over.set()
 
   def fed(self) -> None:
-    """A step was done."""
+    """A step was done, or something else that it waits for."""
     self._fed_at = time.monotonic()  # wall clocks jump
+
+  def rest(self) -> None:
+    """What comes now, as compilation, takes the time it takes."""
+    self._fed_at = None
 
   def _watch(self) -> None:
     while not self._over.wait(self._limit_s / 10):
@@ -58,7 +63,7 @@ class Watchdog:
     stacks = _stacks()
     print(
       f"No step for {self._limit_s:g} s (train.watchdog_s): ending the process "
-      f"with code {hosts.STOPPED}; the same command goes on from the last "
+      f"with code {faults.HUNG}; the same command goes on from the last "
       f"checkpoint. Where its threads stand, also in {self._path}:\n"
       f"{stacks}",
       file=sys.stderr,
@@ -67,7 +72,7 @@ class Watchdog:
     try:
       self._path.write_text(stacks, encoding="utf-8")
     finally:  # the disk may be what hangs or is full
-      os._exit(hosts.STOPPED)
+      os._exit(faults.HUNG)
 
 
 def _stacks() -> str:

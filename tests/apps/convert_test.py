@@ -167,7 +167,7 @@ def _train(workdir, model_config, average=0.0):
   if average:
     more = jax.tree.map(lambda array: (array + average) / 2, trainable)
     moments["average"] = averages.Average(more, jnp.float32(0.5))
-  with checkpoints.Checkpoints(workdir) as saved:
+  with checkpoints.Checkpoints(workdir, keep=1) as saved:
     saved.save(
       steps.TrainState(jnp.int32(STEP), trainable, frozen, moments), {}, {}
     )

@@ -128,7 +128,7 @@ def _checkpoint(folder, value=1.0):
   """Step 2 of a run of one weight."""
   weights = {"a": jnp.float32([value])}
   moments = optax.adamw(0.1).init(weights)
-  with checkpoints.Checkpoints(folder) as saved:
+  with checkpoints.Checkpoints(folder, keep=2) as saved:
     saved.save(steps.TrainState(jnp.int32(2), weights, {}, moments), {}, {})
 
 

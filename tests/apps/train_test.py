@@ -175,7 +175,11 @@ def _state():
   return TrainState(
     step=jnp.int32(0),
     trainable={"head": {"kernel": jnp.zeros((2, 3))}},
-    frozen={"body": {"kernel": jnp.ones((2,), jnp.bfloat16)}},
+    frozen={
+      "body": {"kernel": jnp.ones((2,), jnp.bfloat16)},
+      "wide": {"kernel": jnp.ones((128, 64))},
+      "language": {"head": {"kernel": jnp.ones((4, 128))}},
+    },
     moments={},
   )
 
@@ -186,6 +190,9 @@ def test_weights_take_the_dtype_and_place_of_the_state_s_own():
   assert found.frozen["body"]["kernel"].dtype == "bfloat16"
   assert found.frozen["body"]["kernel"].tolist() == [2, 3]
   assert not found.trainable["head"]["kernel"].any()
+  given = {"language.head.kernel": np.full((4, 96), 2.0)}
+  head = initial.with_weights(_state(), given).frozen["language"]["head"]
+  assert (head["kernel"].sum(), head["kernel"][:, 96:].sum()) == (4 * 96 * 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +200,12 @@ def test_weights_take_the_dtype_and_place_of_the_state_s_own():
   [
     ({"tail": np.zeros(2)}, "no place for tail"),
     ({"body.kernel": np.zeros(3)}, r"shape \(3,\), the model \(2,\)"),
+    # Only a vocabulary is filled up.
+    ({"wide.kernel": np.zeros((96, 64))}, r"shape \(96, 64\), the model"),
+    (
+      {"language.head.kernel": np.zeros((3, 96))},
+      r"shape \(3, 96\), the model",
+    ),
   ],
 )
 def test_weights_of_another_model_are_refused(given, said):

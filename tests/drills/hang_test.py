@@ -8,7 +8,7 @@ import drilling
 import pytest
 
 from rcmed_jax.data import readers
-from rcmed_jax.parallel import hosts
+from rcmed_jax.parallel import faults
 
 pytestmark = pytest.mark.heavy
 
@@ -52,7 +52,7 @@ def test_the_watchdog_ends_it_and_says_where_it_stood(
   ]
   child = drilling.start(told, "-c", textwrap.dedent(PROGRAM))
   code, said = drilling.finish(child)
-  assert code == hosts.STOPPED, said
+  assert code == faults.HUNG, said
   assert "No step for 20 s" in said
   stacks = (workdir / "hang-0.txt").read_text()
   for told in (said, stacks):

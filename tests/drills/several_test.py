@@ -6,7 +6,7 @@ import drilling
 import psutil
 import pytest
 
-from rcmed_jax.parallel import hosts
+from rcmed_jax.parallel import faults, hosts
 
 pytestmark = pytest.mark.heavy
 
@@ -72,7 +72,7 @@ def frozen(killed, data):
   second.kill()  # as a launcher would
   code, said = drilling.finish(child)
   assert code == 137, said
-  assert f"[0] left with {hosts.STOPPED}" in said
+  assert f"[0] left with {faults.HUNG}" in said
   assert f"No step for {LIMIT_S} s" in said
   assert "Thread MainThread" in (killed / "hang-0.txt").read_text()
   return killed

@@ -8,7 +8,6 @@ import pytest
 
 from launch import local
 from rcmed_jax.parallel import hosts
-from rcmed_jax.parallel import mesh as meshes
 
 PROGRAM = """
 import sys
@@ -36,9 +35,8 @@ AGREE = """
   except (OSError, ValueError) as error:
     print("told:", error)
 
-  vote = hosts.Vote(meshes.make_mesh(meshes.MeshConfig(fsdp=2)))
-  cast = [0, 0, 15 if process == 1 else 0, 0, 2]
-  print("votes:", [vote.cast(number) for number in cast])
+  print("said:", hosts.said_by_all(f"I am {process}"))
+  print("said:", hosts.said_by_all(f"I was {process}"))
   print("part:", meshes.batch_part(meshes.make_mesh(meshes.MeshConfig())))
   whole = meshes.MeshConfig(data=1, tensor=4)
   print("all:", meshes.batch_part(meshes.make_mesh(whole)))
@@ -81,10 +79,51 @@ def test_two_processes_agree(tmp_path, capsys):
   assert "[0] told: no room on the disk\n" in out
   assert "[1] told: process 0: no room on the disk\n" in out
   for process in range(2):
-    # Each learns the step before's outcome, whoever cast.
-    assert f"[{process}] votes: [0, 0, 0, 15, 0]\n" in out
+    assert f"[{process}] said: ['I am 0', 'I am 1']\n" in out
+    assert f"[{process}] said: ['I was 0', 'I was 1']\n" in out
     assert f"[{process}] part: ({process}, 2)\n" in out
     assert f"[{process}] all: (0, 1)\n" in out
+
+
+# Nothing but the vote itself keeps the processes in step.
+VOTE = """
+  import time
+  vote = hosts.Vote()
+  def casts(number, pause_s):
+    for _ in range(number):
+      if told := vote.cast():
+        return told
+      time.sleep(pause_s)
+    return 0
+
+  assert casts(4, 0.01) == 0
+  if process == 1:
+    vote.tell(15)
+    vote.tell(2)
+  hosts.barrier("told")
+  time.sleep(1)  # a thread answers while this one waits for devices
+  assert vote.cast() == vote.cast() == vote.told == 15
+
+  for round in range(5):
+    made, vote = 0, hosts.Vote()
+    while not (told := vote.cast()):
+      made += 1
+      if made == 20 + round and process == round % 2:
+        vote.tell(15)
+      time.sleep(0.001 * (1 + 2 * process))
+    assert told == 15
+    print("made:", round, made)
+"""
+
+
+def test_one_that_is_told_stops_all_at_the_same_cast(tmp_path, capsys):
+  assert run_two(tmp_path, VOTE) == 0
+  lines = capsys.readouterr().out.splitlines()
+  for number in range(5):
+    found = [
+      line.partition("made:")[2] for line in lines if f"made: {number} " in line
+    ]
+    assert len(found) == 2 and len(set(found)) == 1
 
 
 def test_one_that_fails_waits_for_nobody(tmp_path, capsys):
@@ -116,8 +155,12 @@ def test_other_errors_say_nothing_of_others():
 
 
 def test_one_process_asks_nobody():
-  mesh = meshes.make_mesh(meshes.MeshConfig())
-  assert [hosts.Vote(mesh).cast(number) for number in (0, 15)] == [0, 15]
+  vote = hosts.Vote()
+  assert vote.cast() == 0
+  vote.tell(15)
+  vote.tell(2)
+  assert (vote.cast(), vote.told) == (15, 15)
+  assert hosts.said_by_all("so") == ["so"]
   assert hosts.is_first() and jax.process_count() == 1
   assert hosts.first_decides(True) and not hosts.first_decides(False)
 

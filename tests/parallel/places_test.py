@@ -131,6 +131,17 @@ def test_first_host_of_a_node_list(nodes, host):
     # Slurm has shared them out: what is seen is its own.
     ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_ON_NODE": "4"}, None),
     ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "2"}, None),
+    # Of a step that was told no --ntasks-per-node.
+    (
+      {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_NTASKS_PER_NODE": ""}
+      | {"SLURM_STEP_TASKS_PER_NODE": "2(x3)"},
+      (2, 3),
+    ),
+    (
+      {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_NODEID": "2"}
+      | {"SLURM_STEP_TASKS_PER_NODE": "1(x2),4"},
+      (1,),
+    ),
     # Alone on the machine.
     ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_NTASKS_PER_NODE": "1"}, None),
   ],
@@ -142,6 +153,13 @@ def test_tasks_of_a_machine_share_its_gpus(extra, devices):
 def test_gpus_that_do_not_share_out():
   with pytest.raises(ValueError, match="3 GPUs do not share out among"):
     places.find(environ=SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2"})
+
+
+@pytest.mark.parametrize("told", ["two", "2(y3)", "1,2"])
+def test_tasks_of_a_machine_that_slurm_does_not_tell(told):
+  gpus = {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_NODEID": "2"}
+  with pytest.raises(ValueError, match="SLURM_STEP_TASKS_PER_NODE"):
+    places.find(environ=SLURM | gpus | {"SLURM_STEP_TASKS_PER_NODE": told})
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@ import dataclasses
 import json
 import os
 import shutil
+import time
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -12,7 +14,7 @@ import pytest
 import small_disk
 
 from rcmed_jax.parallel import mesh as meshes
-from rcmed_jax.train import averages
+from rcmed_jax.train import averages, reading, room
 from rcmed_jax.train import checkpoints as checkpoint_files
 from rcmed_jax.train import step as steps
 
@@ -62,7 +64,7 @@ def assert_same(found, wanted):
 @pytest.fixture
 def saved(tmp_path):
   """A working directory with steps 3 and 5."""
-  with checkpoint_files.Checkpoints(tmp_path) as checkpoints:
+  with checkpoint_files.Checkpoints(tmp_path, keep=2) as checkpoints:
     for step in (3, 5):
       state = make_state(step, scale=step)
       checkpoints.save(state, {"next": 2 * step}, {"note": "toy"})
@@ -74,7 +76,11 @@ def test_round_trip_onto_another_mesh(saved):
   with checkpoint_files.Checkpoints(saved) as checkpoints:
     assert checkpoints.latest() == 5
     assert checkpoints.meta() == {"step": 5, "note": "toy"}
-    found = checkpoints.restore(abstract(wanted))
+    alive = []  # what a watchdog is fed by: after each part
+    found = checkpoints.restore(
+      abstract(wanted), alive=lambda: alive.append(None)
+    )
+  assert len(alive) >= 4
   assert (found.data_state, found.damaged) == ({"next": 10}, ())
   assert_same(found.state, wanted)
   assert jax.tree.map(lambda leaf: leaf.sharding, found.state) == jax.tree.map(
@@ -90,6 +96,31 @@ def test_weights_are_trained_and_frozen_together(saved):
   assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(weights))
 
 
+def test_weights_are_read_to_where_they_belong(saved, monkeypatch):
+  asked, read = [], reading.arrays
+
+  def arrays(folder, wanted):
+    asked.extend(leaf.sharding for leaf in jax.tree.leaves(wanted))
+    return read(folder, wanted)
+
+  monkeypatch.setattr(reading, "arrays", arrays)
+  rows = NamedSharding(mesh_of(4), PartitionSpec("fsdp"))
+  whole = NamedSharding(mesh_of(4), PartitionSpec())
+  places = {"a.steps.0": rows, "a.table": whole}
+  with checkpoint_files.Checkpoints(saved) as checkpoints:
+    found = checkpoints.weights(places)
+    stored = checkpoints.stored()
+    assert stored.keys() == places.keys()
+    one = stored["a.steps.0"].placed(rows)
+  assert asked == [rows, whole]  # and to no other place before
+  assert found["a"]["steps"][0].sharding == one.sharding == rows
+  assert found["a"]["table"].sharding == whole
+  assert_same(found["a"]["steps"][0], one)
+  assert_same(
+    jax.device_get(one), make_state(5, scale=5).trainable["a"]["steps"][0]
+  )
+
+
 def test_the_oldest_are_dropped_and_frozen_weights_written_once(saved):
   written = os.stat(saved / "frozen/_METADATA").st_mtime_ns
   with checkpoint_files.Checkpoints(saved, keep=2) as checkpoints:
@@ -99,6 +130,62 @@ def test_the_oldest_are_dropped_and_frozen_weights_written_once(saved):
     "7",
   }
   assert os.stat(saved / "frozen/_METADATA").st_mtime_ns == written
+
+
+@pytest.mark.parametrize("left", ["a part", "another run's"])
+def test_frozen_weights_that_no_checkpoint_stands_beside_are_not_trusted(
+  tmp_path, left
+):
+  if left == "a part":  # as a bucket shows what was not finished
+    (tmp_path / "frozen").mkdir()
+    (tmp_path / "frozen/_CHECKPOINT_METADATA").write_text("{}")
+  else:
+    with checkpoint_files.Checkpoints(tmp_path, keep=2) as checkpoints:
+      other = make_state()
+      other.frozen["a"]["table"] *= 2
+      checkpoints.save(other, None, {})
+    shutil.rmtree(tmp_path / "checkpoints")
+  with checkpoint_files.Checkpoints(tmp_path, keep=2) as checkpoints:
+    checkpoints.save(make_state(), None, {})
+    checkpoints.wait()
+    assert_same(checkpoints.restore(abstract(make_state())).state, make_state())
+
+
+def test_in_a_bucket_frozen_weights_are_whole_with_the_file_that_says_so(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(
+    reading.ocp.utils,
+    "is_checkpoint_finalized",
+    lambda folder: (folder / "commit_success.txt").exists(),
+  )
+  folder = epath.Path(tmp_path)
+  assert not reading.is_whole(folder / "frozen")
+  (folder / "frozen").mkdir()
+  assert not reading.is_whole(folder / "frozen")
+  (folder / "frozen/commit_success.txt").touch()
+  assert reading.is_whole(folder / "frozen")
+
+
+def test_who_only_reads_leaves_alone_what_is_being_written(saved):
+  begun = saved / "checkpoints/7.orbax-checkpoint-tmp-1700000000"
+  begun.mkdir()
+  (begun / "half").write_text("x")
+  with checkpoint_files.Checkpoints(saved) as checkpoints:
+    assert checkpoints.latest() == 5
+    checkpoints.weights()
+    with pytest.raises(ValueError, match="opened to be read"):
+      checkpoints.save(make_state(9), None, {})
+  assert begun.exists()
+  with checkpoint_files.Checkpoints(saved, keep=2):  # who trains clears it away
+    for _ in range(600):
+      if not begun.exists():
+        break
+      time.sleep(0.1)
+  assert not begun.exists()
+  with checkpoint_files.Checkpoints(saved / "none") as checkpoints:
+    assert checkpoints.latest() is None
+  assert not (saved / "none").exists()
 
 
 def test_nothing_saved(tmp_path):
@@ -167,7 +254,7 @@ def _age_the_data(folder):
 )
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(saved, damage):
   damage(saved / "checkpoints/5")
-  with checkpoint_files.Checkpoints(saved) as checkpoints:
+  with checkpoint_files.Checkpoints(saved, keep=2) as checkpoints:
     found = checkpoints.restore(abstract(make_state(5)))
     assert_same(found.state, make_state(3, scale=3))
     assert found.data_state == {"next": 6}
@@ -193,7 +280,7 @@ def _with_large_array(step):
 
 
 def test_a_flipped_bit_that_reads_as_a_number_is_found(tmp_path):
-  with checkpoint_files.Checkpoints(tmp_path) as checkpoints:
+  with checkpoint_files.Checkpoints(tmp_path, keep=2) as checkpoints:
     for step in (3, 5):
       checkpoints.save(_with_large_array(step), None, {})
   _flip_in_arrays(tmp_path / "checkpoints/5")
@@ -296,7 +383,7 @@ def test_averaged_weights_are_kept_beside_the_others(tmp_path):
   gradient = jax.tree.map(jnp.ones_like, state.trainable)
   _, moments = optimizer.update(gradient, moments, state.trainable)
   state = dataclasses.replace(state, moments=moments)
-  with checkpoint_files.Checkpoints(tmp_path) as checkpoints:
+  with checkpoint_files.Checkpoints(tmp_path, keep=2) as checkpoints:
     checkpoints.save(state, None, {})
     checkpoints.wait()
     found = checkpoints.weights(averaged=True)
@@ -327,7 +414,7 @@ def test_too_little_space_is_told_before_writing(tmp_path, monkeypatch):
   usage = shutil.disk_usage(tmp_path)._replace(free=1000)
   monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
   with (
-    checkpoint_files.Checkpoints(tmp_path) as checkpoints,
+    checkpoint_files.Checkpoints(tmp_path, keep=2) as checkpoints,
     pytest.raises(OSError) as caught,
   ):
     checkpoints.save(make_state(), None, {})
@@ -347,15 +434,13 @@ def disk(tmp_path):
 
 def test_a_disk_that_fills_while_writing(disk, monkeypatch):
   # As if another program took the space after the check.
-  monkeypatch.setattr(
-    checkpoint_files.Checkpoints, "_require_space", lambda *_: None
-  )
+  monkeypatch.setattr(room, "require", lambda *_: None)
   rng = np.random.default_rng(0)
   big = make_state()
   big.trainable["b"] = jnp.float32(rng.normal(size=500_000))
   with (
     pytest.raises(OSError, match=r"no space for a checkpoint.*free"),
-    checkpoint_files.Checkpoints(disk) as checkpoints,
+    checkpoint_files.Checkpoints(disk, keep=2) as checkpoints,
   ):
     checkpoints.save(big, None, {})
     checkpoints.wait()

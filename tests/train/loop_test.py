@@ -223,7 +223,9 @@ def assert_ended_by_patience(workdir):
   with checkpoint_files.Checkpoints(workdir) as checkpoints:
     assert checkpoints.all_steps() == [4, 8]
     assert checkpoints.best() == 4
-    assert checkpoints.meta()["held_out"] == {
+    # The checkpoint was written before it was judged.
+    assert checkpoints.meta()["held_out"]["evaluated"] == 6
+    assert checkpoints.told()[-1] == {
       "evaluated": 8,
       "best": [[3.0, 4]],
       "since": 2,
@@ -259,6 +261,42 @@ def test_the_best_is_kept_and_patience_ends_a_run(held_out, tmp_path, capsys):
   more = dataclasses.replace(JUDGED, patience=5, steps=8)
   train(data, tmp_path / "b", config=more, held_out=rows)
   assert len(seen) == 8
+
+
+def test_a_stop_between_held_out_batches_leaves_the_step_to_be_judged(
+  held_out, tmp_path, monkeypatch
+):
+  rows, seen = held_out
+  judge = validation.HeldOut.__call__
+
+  def stopping_once(self, state):
+    if state.step == 10 and len(seen) < 5:
+      seen.append(int(state.step))
+      os.kill(os.getpid(), signal.SIGTERM)
+      assert self._asked() == signal.SIGTERM
+      raise validation.StoppedError
+    return {"loss": 1.0} if state.step == 10 else judge(self, state)
+
+  monkeypatch.setattr(validation.HeldOut, "__call__", stopping_once)
+  config = dataclasses.replace(JUDGED, patience=0, checkpoint_every=10)
+  with pytest.raises(SystemExit) as caught:
+    train(toy.Data(8), tmp_path, config=config, held_out=rows)
+  assert caught.value.code == hosts.STOPPED
+  with checkpoint_files.Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.latest() == 10  # saved before it was judged
+    assert checkpoints.best() == 4
+
+  for _ in range(2):  # judged once, and known as the best
+    train(toy.Data(8), tmp_path, config=config, held_out=rows)
+    with checkpoint_files.Checkpoints(tmp_path) as checkpoints:
+      assert checkpoints.best() == 10
+    judged = [line for line in lines(tmp_path) if "validation/loss" in line]
+    assert [line["step"] for line in judged] == [2, 4, 6, 8, 10]
+
+
+def test_a_metric_that_is_none_is_refused_at_the_start():
+  with pytest.raises(ValueError, match=r"train.metric='dise'.*dice"):
+    loop.TrainConfig(metric="dise")
 
 
 def test_no_best_where_nothing_was_held_out(whole):

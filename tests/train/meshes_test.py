@@ -113,7 +113,7 @@ def test_training_goes_on_on_another_mesh(tmp_path):
   )
   data = toy.Data(BATCH)
   state, first = before.run(before.start(), data, half)
-  with checkpoint_files.Checkpoints(tmp_path) as checkpoints:
+  with checkpoint_files.Checkpoints(tmp_path, keep=2) as checkpoints:
     checkpoints.save(state, data.get_state(), {})
   with checkpoint_files.Checkpoints(tmp_path) as checkpoints:
     restored = checkpoints.restore(after.layout.state)

@@ -37,6 +37,42 @@ def test_schedule_by_hand(schedule, wanted):
     np.testing.assert_allclose(rate(step), value, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+  "name, value",
+  [
+    ("learning_rate", -1.0),
+    ("learning_rate", math.nan),
+    ("clip_norm", 0.0),
+    ("weight_decay", -0.1),
+    ("b1", 1.0),
+    ("b2", -0.5),
+    ("eps", 0.0),
+  ],
+)
+def test_numbers_that_cannot_train_are_refused(name, value):
+  with pytest.raises(ValueError, match=rf"optimizer.{name}={value}: expected"):
+    optimizers.OptimizerConfig(**{name: value})
+
+
+@pytest.mark.parametrize("rule", optimizers.RULES)
+def test_the_schedule_goes_by_the_step_and_not_by_the_moments(rule):
+  config = optimizers.OptimizerConfig(
+    rule=rule, learning_rate=1.0, warmup_steps=0, weight_decay=0.0
+  )
+  optimizer = optimizers.make_optimizer(config, steps=4)
+  weights = {"scale": jnp.ones(2), "kernel": jnp.ones((2, 2))}
+  gradients = jax.tree.map(jnp.ones_like, weights)
+  # Two batches were skipped: the moments are as at the start.
+  fresh = optimizer.init(weights)
+  first, _ = optimizer.update(gradients, fresh, weights)
+  moments = optimizers.at_step(fresh, jnp.int32(2))
+  updates, moments = optimizer.update(gradients, moments, weights)
+  # Two of four steps of linear decay are done.
+  np.testing.assert_allclose(updates["scale"], first["scale"] / 2, rtol=1e-5)
+  counts = optax.tree.get_all_with_path(moments, "count")
+  assert {int(count) for _, count in counts} == {1, 3}
+
+
 def test_warmup_must_be_shorter_than_training():
   config = optimizers.OptimizerConfig(warmup_steps=100)
   with pytest.raises(ValueError, match=r"warmup_steps=100.*train.steps=100"):

@@ -52,6 +52,25 @@ def test_a_checkpoint_s_meta_is_all_it_needs_to_go_on():
   assert scores.best(wanted.meta()) == 40
 
 
+def test_the_file_tells_what_a_checkpoint_was_too_early_for(tmp_path):
+  known = judged([4.0, 3.0, 5.0])
+  early = {"step": 30} | judged([4.0, 3.0]).meta()
+  known.write(tmp_path)
+  known.add(40, 1.0)
+  known.write(tmp_path)
+  told = scores.read(tmp_path)
+  again = scores.Scores(2, 3)
+  again.restore(early, told)  # step 40 runs again
+  assert again.meta() == judged([4.0, 3.0, 5.0]).meta()
+  assert scores.best(early, told) == 20
+  assert scores.best({"step": 40}, told) == 40
+  again.add(40, 2.0)
+  again.write(tmp_path)
+  assert [one["evaluated"] for one in scores.read(tmp_path)] == [30, 40]
+  assert scores.best({"step": 40}, scores.read(tmp_path)) == 40
+  assert scores.read(tmp_path / "another") == []
+
+
 def test_a_checkpoint_from_before_counts_as_evaluated():
   known = scores.Scores(1, 1)
   known.restore({"step": 7})

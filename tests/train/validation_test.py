@@ -1,5 +1,7 @@
 """Losses of a held-out set, against those of its batches one by one."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -63,14 +65,24 @@ def test_they_are_the_mean_over_the_same_batches_each_time(world):
 
 
 def test_a_metric_that_is_none_is_named(world):
+  layout, _ = world
+  for metric in ("accuracy", "quality"):  # known, but not of this loss
+    with pytest.raises(
+      ValueError, match=rf"train.metric='{metric}' is none.*dice"
+    ):
+      evaluation(layout, toy.Data(4), scores.Scores(1, 0), metric=metric)
+
+
+def test_it_ends_between_batches_where_the_run_is_to_stop(world):
   layout, state = world
+  data, known = toy.Data(4), scores.Scores(1, 0)
   held_out = evaluation(
-    layout, toy.Data(4), scores.Scores(1, 0), metric="accuracy"
+    layout, data, known, asked=lambda: 15 if len(data.seen) == 2 else 0
   )
-  with pytest.raises(
-    ValueError, match=r"train.metric='accuracy' is none.*dice"
-  ):
-    held_out.run(state)
+  with pytest.raises(validation.StoppedError):
+    held_out.run(dataclasses.replace(state, step=4))
+  assert data.seen == [0, 1]
+  assert known.evaluated == 0
 
 
 def test_due_at_every_second_step_and_the_last(world):
