@@ -1,6 +1,5 @@
 """Launch files, against what they claim and against fakes of what they call."""
 
-import os
 import re
 import shlex
 import shutil
@@ -48,49 +47,6 @@ SLURM = {"WORKDIR": "/shared/mine", "SLURM_JOB_ID": "7"}
 RECORD = """#!/usr/bin/env bash
 { printf '%s\\n' "$(basename "$0")" "$@"; echo; } >> "$CALLS"
 """
-# A TPU: `states` holds what it says of itself, a line each time it is asked;
-# `codes` how its machines leave.
-GCLOUD = (
-  RECORD
-  + """
-first() { head -n 1 "$1"; sed -i 1d "$1"; }
-case " $* " in
-  *" describe "*) first "$FAKE/states" ;;
-  *" ssh "*train*) exit "$(first "$FAKE/codes")" ;;
-esac
-"""
-)
-
-
-@pytest.fixture
-def launch(tmp_path):
-  """Runs a launch file with programs that stand in for others."""
-
-  def start(script, environ, *arguments, **fakes):
-    tools = tmp_path / "bin"
-    tools.mkdir(exist_ok=True)
-    for name, text in fakes.items():
-      (tools / name).write_text(text)
-      (tools / name).chmod(0o755)
-    calls = tmp_path / "calls"
-    calls.write_text("")
-    result = subprocess.run(
-      ["bash", str(FOLDER / script), *arguments],
-      env=environ
-      | {
-        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
-        "HOME": str(tmp_path),
-        "CALLS": str(calls),
-        "FAKE": str(tmp_path),
-      },
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-    made = calls.read_text().strip("\n").split("\n\n")
-    return result, [call.split("\n") for call in made]
-
-  return start
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -242,86 +198,6 @@ def test_xpk_itself_takes_it(launch):
   assert f"values: [42,{hosts.STOPPED},127," in result.stdout
   assert "maxRestarts: 10" in result.stdout
   assert "(exec rcmed train --config=configs/finetune.py" in result.stdout
-
-
-def tpu_vm(launch, tmp_path, states, codes, **environ):
-  (tmp_path / "states").write_text("".join(f"{state}\n" for state in states))
-  (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
-  result, calls = launch("tpu_vm.sh", TPU_VM | environ, SPACED, gcloud=GCLOUD)
-  assert not (tmp_path / "states").read_text(), "it asked fewer times"
-  done = []
-  for call in calls:
-    action = next(
-      word for word in call if word in ("create", "delete", "describe", "ssh")
-    )
-    told = dict(flag.partition("=")[::2] for flag in call)
-    command = told.get("--command", "")
-    if action == "ssh":
-      action = "train" if "rcmed_jax train" in command else "setup"
-    if action != "describe":
-      done.append((action, call, command))
-  return result.returncode, done
-
-
-def test_tpu_is_asked_for_used_and_given_back(launch, tmp_path):
-  states = ("", "WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE", "ACTIVE")
-  code, done = tpu_vm(launch, tmp_path, states, [0], SPOT="1")
-  assert code == 0
-  assert [action for action, *_ in done] == [
-    *("create", "setup", "train", "delete")
-  ]
-  assert {"--spot", "--node-id=mine"} <= set(done[0][1])
-  assert "--accelerator-type=v5litepod-16" in done[0][1]
-  assert "--worker=all" in done[2][1]
-  words = shlex.split(done[2][2])
-  assert words == [
-    *("python3", "-m", "rcmed_jax", "train"),
-    *("--config=configs/finetune.py", "--workdir=gs://bucket/mine"),
-    *("--config.mesh.slice=1", SPACED, "--resume=auto"),
-  ]
-
-
-def test_tpu_that_was_taken_away_is_asked_for_again(launch, tmp_path):
-  # There; lost while training; deleted; asked for again; trained.
-  states = (
-    *("ACTIVE", "ACTIVE", "SUSPENDED", "SUSPENDED", "SUSPENDED"),
-    *("", "ACTIVE", "ACTIVE"),
-  )
-  code, done = tpu_vm(
-    launch, tmp_path, states, [255, 0], KEEP="1", RESUME="never"
-  )
-  assert code == 0
-  assert [action for action, *_ in done] == [
-    *("setup", "train", "delete", "create", "setup", "train")
-  ]
-  assert done[1][2].endswith("--resume=never")
-  assert done[5][2].endswith("--resume=auto")  # what it began itself
-
-
-def test_tpu_run_that_stopped_and_saved_goes_on_where_it_is(launch, tmp_path):
-  states = ("ACTIVE",) * 7
-  codes = [hosts.STOPPED, 0]
-  code, done = tpu_vm(launch, tmp_path, states, codes, KEEP="1")
-  assert code == 0
-  assert [action for action, *_ in done] == ["setup", "train"] * 2
-
-
-def test_tpu_run_that_fails_is_not_repeated(launch, tmp_path):
-  code, done = tpu_vm(launch, tmp_path, ("ACTIVE",) * 3, [2], KEEP="1")
-  assert code == 2
-  assert [action for action, *_ in done] == ["setup", "train"]
-
-
-def test_tpu_slices_run_together(launch, tmp_path):
-  code, done = tpu_vm(
-    launch, tmp_path, ("", *("ACTIVE",) * 2), [0, 0], SLICES="2", KEEP="1"
-  )
-  assert code == 0
-  assert {"--node-prefix=mine", "--node-count=2"} <= set(done[0][1])
-  machines = {
-    call[call.index("ssh") + 1] for action, call, _ in done if action == "train"
-  }
-  assert machines == {"mine-0", "mine-1"}
 
 
 @pytest.mark.parametrize(
