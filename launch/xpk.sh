@@ -44,7 +44,7 @@ told=(
   --termination-grace-period-seconds="$GRACE_S"
   # Any other code but 42 and 127 to 255 ends the workload: stopped and saved,
   # another process gone, the watchdog.
-  --restart-on-exit-codes=75,76,77
+  --restart-on-exit-codes="75,76,77"
 )
 if [[ -n $STORAGE ]]; then
   told+=(--storage="$STORAGE")
