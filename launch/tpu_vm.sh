@@ -159,14 +159,15 @@ machines() { # how many there are, in all slices
   return 1
 }
 
-ask() { # what the machines print for some lines of bash; silent ones: nothing
-  local one
+ask() ( # what the machines print for some lines of bash; silent ones: nothing
+  # What bash starts with & does not hear Ctrl-C.
+  trap 'kill $(jobs -p) 2>/dev/null; exit 130' INT TERM
   for one in "${nodes[@]}"; do
     gcloud compute tpus tpu-vm ssh "$one" "${where[@]}" --worker=all \
       --command="bash -c $(printf %q "$1")" </dev/null &
   done
   wait
-}
+)
 
 answers() { # of each machine the last line that it printed for us
   awk '$1 == "rcmed" { last[$2] = $0 } END { for (host in last) print last[host] }'
@@ -338,7 +339,7 @@ while true; do
       ;;
   esac
   if [[ $now == NONE ]]; then
-    create
+    create || ((restarts)) # the first time it is the request that is wrong
     prepared=0
   fi
   if wait_for; then
@@ -375,6 +376,7 @@ while true; do
     break
   fi
   RESUME=auto
+  sleep "$POLL_S"
 done
 
 if [[ ! $code =~ ^[0-9]+$ ]]; then

@@ -43,6 +43,9 @@ case " $* " in
     echo "$state"
     if [[ $state == PROVISIONING ]]; then echo ACTIVE > "$FAKE/state"; fi ;;
   *" create "*)
+    if [[ $(grep -c '^create$' "$CALLS") == "${REFUSE:-}" ]]; then
+      echo "ERROR: UNAVAILABLE" >&2; exit 1
+    fi
     [[ $state == NONE ]] || { echo ALREADY_EXISTS >&2; exit 1; }
     echo PROVISIONING > "$FAKE/state" ;;
   *" delete "*) echo NONE > "$FAKE/state"; rm -rf "$FAKE"/home-* ;;
@@ -211,6 +214,17 @@ def test_tpu_that_was_taken_away_is_asked_for_again(tpu):
   assert done == ["create", "delete", "create", "delete"]
   assert begun == ["mine-0"] * 2
   assert tpu.told("mine-0")[-1] == "--resume=auto"  # what it began itself
+
+
+def test_request_that_fails_once_is_repeated_later_not_at_first(tpu):
+  """At first it is wrong; later the run is worth another try."""
+  result, done, begun = tpu(codes=[["taken", "0"]], REFUSE="2")
+  assert result.returncode == 0, result.stderr
+  assert done == ["create", "delete", "create", "create", "delete"]
+  assert begun == ["mine-0"] * 2
+  result, done, begun = tpu(REFUSE="1")
+  assert result.returncode == 1
+  assert (done, begun) == (["create"], [])
 
 
 @pytest.mark.parametrize("code", [hosts.STOPPED, hosts.LOST, 77, 137, "boots"])
