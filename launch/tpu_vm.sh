@@ -29,10 +29,10 @@ COMPILED=${COMPILED:-$WORKDIR/compiled} # takes compiled programs
 # What brings the data to a fresh machine, after SETUP.
 DATA_SETUP=${DATA_SETUP:-true}
 PATIENCE=20 # questions without an answer
-# Exit codes after which the same command goes on: saved and stopped, another
-# process gone, the watchdog, the service of JAX, killed; and a machine that
-# started again.
-AGAIN=" 75 76 77 134 137 143 gone "
+# Exit codes after which the same command goes on: a bucket that did not answer,
+# saved and stopped, another process gone, the watchdog, the service of JAX,
+# killed; and a machine that started again.
+AGAIN=" 69 75 76 77 134 137 143 gone "
 
 folder=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 queue=(gcloud compute tpus queued-resources)

@@ -42,9 +42,9 @@ told=(
   --env=RCMED_LAUNCH="$(date -u +%Y%m%d-%H%M%S)-$RANDOM"
   --max-restarts="$MAX_RESTARTS"
   --termination-grace-period-seconds="$GRACE_S"
-  # Any other code but 42 and 127 to 255 ends the workload: stopped and saved,
-  # another process gone, the watchdog.
-  --restart-on-exit-codes="75,76,77"
+  # Any other code but 42 and 127 to 255 ends the workload: a bucket that did
+  # not answer, stopped and saved, another process gone, the watchdog.
+  --restart-on-exit-codes="69,75,76,77"
 )
 if [[ -n $STORAGE ]]; then
   told+=(--storage="$STORAGE")

@@ -42,7 +42,7 @@ TPU_VM = {
   "WORKDIR": "gs://bucket/mine",
   "POLL_S": "0",
 }
-WATCHDOG = 77
+WATCHDOG, UNREACHED = 77, 69
 SLURM = {"WORKDIR": "/shared/mine", "SLURM_JOB_ID": "7"}
 
 # Each is called as what it stands for, writes down its arguments, and answers.
@@ -114,7 +114,7 @@ def test_jobset_restarts_what_can_go_on_and_nothing_else(launch):
   assert rules["FailJob"]["values"] == [cli.BAD_INPUT]
   assert rules["Ignore"]["values"] == [hosts.STOPPED]
   # All others restart all and count; these must.
-  for code in (hosts.LOST, WATCHDOG):
+  for code in (hosts.LOST, WATCHDOG, UNREACHED):
     assert code not in rules["FailJob"]["values"] + rules["Ignore"]["values"]
   for rule in rules.values():
     assert rule["containerName"] == container["name"]
@@ -258,7 +258,7 @@ def test_xpk_is_told_to_restart_what_saved(launch):
   restarting = {
     int(code) for code in told["--restart-on-exit-codes"].split(",")
   }
-  assert restarting == {hosts.STOPPED, hosts.LOST, WATCHDOG}
+  assert restarting == {UNREACHED, hosts.STOPPED, hosts.LOST, WATCHDOG}
   variables = dict(
     flag.removeprefix("--env=").split("=")
     for flag in call
@@ -287,7 +287,7 @@ def test_xpk_itself_takes_it(launch):
     pytest.skip("xpk is not installed")
   result, _ = launch("xpk.sh", XPK | {"DRY_RUN": "1"}, SPACED)
   assert result.returncode == 0, result.stdout + result.stderr
-  codes = f"{hosts.STOPPED},{hosts.LOST},{WATCHDOG}"
+  codes = f"{UNREACHED},{hosts.STOPPED},{hosts.LOST},{WATCHDOG}"
   assert f"values: [42,{codes},127," in result.stdout
   assert 'value: "gs://bucket/mine/compiled"' in result.stdout
   assert "maxRestarts: 10" in result.stdout
@@ -303,6 +303,7 @@ def test_xpk_itself_takes_it(launch):
     (hosts.STOPPED, {"SLURM_RESTART_COUNT": "9", "MAX_RESTARTS": "9"}, False),
     (hosts.LOST, {}, True),
     (WATCHDOG, {}, True),
+    (UNREACHED, {}, True),
     (134, {}, True),  # JAX's own service
     (0, {}, False),
     (2, {}, False),

@@ -227,7 +227,9 @@ def test_request_that_fails_once_is_repeated_later_not_at_first(tpu):
   assert (done, begun) == (["create"], [])
 
 
-@pytest.mark.parametrize("code", [hosts.STOPPED, hosts.LOST, 77, 137, "boots"])
+@pytest.mark.parametrize(
+  "code", [hosts.STOPPED, hosts.LOST, 69, 77, 137, "boots"]
+)
 def test_run_that_can_go_on_does_where_it_is(tpu, code):
   result, done, begun = tpu(codes=[[str(code), "0"]], KEEP="1")
   assert result.returncode == 0, result.stderr
