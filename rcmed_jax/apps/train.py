@@ -69,21 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     help="takes the run: settings, tokenizer, checkpoints, logs; a folder that "
     "all hosts see, or gs://BUCKET/RUN",
   )
-  parser.add_argument(
-    "--from",
-    dest="source",
-    type=epath.Path,
-    metavar="CKPT",
-    help="weights that a new run starts from, at step 0: converted ones, or "
-    "the workdir of a run; their sizes, order of channels and tokenizer are "
-    "the run's",
-  )
-  parser.add_argument(
-    "--from-random",
-    action="store_true",
-    help="begin a large frozen language model without --from, with random "
-    "weights that nothing will train: for timing",
-  )
+  _add_start_flags(parser)
   parser.add_argument(
     "--resume",
     choices=runs.RESUME,
@@ -115,6 +101,24 @@ def _parser() -> argparse.ArgumentParser:
   )
   processes.add_flags(parser)
   return parser
+
+
+def _add_start_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--from",
+    dest="source",
+    type=epath.Path,
+    metavar="CKPT",
+    help="weights that a new run starts from, at step 0: converted ones, or "
+    "the workdir of a run; their sizes, order of channels and tokenizer are "
+    "the run's",
+  )
+  parser.add_argument(
+    "--from-random",
+    action="store_true",
+    help="begin a large frozen language model without --from, with random "
+    "weights that nothing will train: for timing",
+  )
 
 
 def _require_weights(told: settings.Settings, workdir: epath.Path) -> None:
