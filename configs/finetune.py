@@ -10,7 +10,9 @@ kept (`rcmed evaluate --best`), and training ends where nothing gets better.
 Hardware: `:tiny` 2 CPU cores and 3 GB, a toy model from scratch that learns
 some ten images by heart within 15 minutes (a check of the whole path on real
 pixels). Without it: the 7B model with low-rank updates, as the release trains
-it, on 40 accelerators of 80 GB or more; start it from converted weights.
+it, started `--from` converted weights, on 64 accelerators of 80 GB or 64 or
+more chips of 16 GB; see `rcmed plan --config=configs/finetune.py
+--topology=h100:64`. For fewer, lower train.batch_size, and mesh.fsdp below 8.
 """
 
 from ml_collections import ConfigDict
@@ -94,12 +96,14 @@ def _full():
   config.optimizer = dict(trainable="release")
   config.train = dict(
     steps=7730,
-    batch_size=3200,
-    accumulation=10,
+    batch_size=3072,  # the release's 3200 divides by no 64, 128 or 256
+    accumulation=6,  # 8 images a device at a time on 64, 2 on 256
     eval_every=100,
     keep_best=1,
     patience=10,
   )
-  config.mesh = dict(data=1, fsdp=-1)
+  # Not -1: where a width does not divide by the devices, as 4096 by 40, every
+  # device would hold the whole model.
+  config.mesh = dict(data=-1, fsdp=8)
   config.eval = dict(rows=8)
   return config

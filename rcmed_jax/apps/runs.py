@@ -3,6 +3,7 @@
 settings.json     what it was told
 run.json          what it was made with, once a start; see manifest.py
 tokenizer.model   its SentencePiece model
+launch            which launch began it, where whatever started it says so
 checkpoints/, frozen/, damaged/, metrics.jsonl, tensorboard/, profile/,
 bad_batches.jsonl, hang-P.txt   see train/
 quarantine.jsonl  data that could not be used
@@ -44,11 +45,17 @@ from rcmed_jax.train.loop import TrainConfig
 from rcmed_jax.train.optimizer import OptimizerConfig
 
 TOKENIZER = "tokenizer.model"
+LAUNCH = "launch"
 QUARANTINE = "quarantine.jsonl"
 PART = "quarantine-{}.jsonl"
 
 # Whether to go on with the run in a folder: if there is one, never, always.
+# Never still goes on with what the same launch began: a cluster starts the same
+# command again.
 RESUME = ("auto", "never", "required")
+
+# Environment variable: names a launch. Source: ours; launch/ sets it.
+LAUNCHED_AS = "RCMED_LAUNCH"
 
 # Where runs go by default, and where the newest is looked for.
 RUNS = pathlib.Path("runs")
@@ -358,6 +365,9 @@ def _record(
   The tokenizer is the run's own copy, trained on the index if none is given.
   """
   workdir.mkdir(parents=True, exist_ok=True)
+  launch = os.environ.get(LAUNCHED_AS)
+  if launch and not (workdir / settings.RECORD).exists():
+    files.write_whole(workdir / LAUNCH, launch + "\n")
   path = workdir / TOKENIZER
   if path.exists():
     tokenizer = tokens.Tokenizer(path)
@@ -375,7 +385,7 @@ def _record(
 
 def _require_resumable(workdir: epath.Path, resume: str) -> None:
   begun = (workdir / settings.RECORD).exists()
-  if begun and resume == "never":
+  if begun and resume == "never" and not _is_of_this_launch(workdir):
     raise ValueError(
       f"{workdir} holds a run; give another --workdir, or --resume=auto to go "
       "on with it."
@@ -385,6 +395,11 @@ def _require_resumable(workdir: epath.Path, resume: str) -> None:
       f"{workdir} holds no run to go on with; correct --workdir, or give "
       "--resume=auto to begin one."
     )
+
+
+def _is_of_this_launch(workdir: epath.Path) -> bool:
+  launch, path = os.environ.get(LAUNCHED_AS), workdir / LAUNCH
+  return bool(launch) and path.exists() and path.read_text().strip() == launch
 
 
 def _take_parts(quarantine: checks.Quarantine, workdir: epath.Path) -> None:

@@ -11,11 +11,17 @@ from rcmed_jax.model import rcmed
 from rcmed_jax.parallel import faults, hosts
 from rcmed_jax.train import checkpoints, loop, profiles, replay
 
+# Weights of a language model above which a frozen one of random weights is a
+# mistake, not a rehearsal. The 7B has 6.5 billion.
+LARGE = 100_000_000
+
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command; see `rcmed train --help`."""
   args, rest = _parser().parse_known_args(argv)
   told = settings.parse(rest)
+  if not (args.source or args.from_random or args.replay is not None):
+    _require_weights(told, args.workdir)
   with hosts.started(processes.place(args, "train")):
     weights = None
     if args.source:
@@ -64,21 +70,14 @@ def _parser() -> argparse.ArgumentParser:
     help="takes the run: settings, tokenizer, checkpoints, logs; a folder that "
     "all hosts see, or gs://BUCKET/RUN",
   )
-  parser.add_argument(
-    "--from",
-    dest="source",
-    type=epath.Path,
-    metavar="CKPT",
-    help="weights that a new run starts from, at step 0: converted ones, or "
-    "the workdir of a run; their sizes, order of channels and tokenizer are "
-    "the run's",
-  )
+  _add_start_flags(parser)
   parser.add_argument(
     "--resume",
     choices=runs.RESUME,
     default="auto",
-    help="go on where the workdir holds a run (auto), refuse to (never), or "
-    "insist on it (required)",
+    help="go on where the workdir holds a run (auto), refuse to (never; but "
+    f"for one that began with the same ${runs.LAUNCHED_AS}), or insist on it "
+    "(required)",
   )
   parser.add_argument(
     "--allow",
@@ -103,6 +102,44 @@ def _parser() -> argparse.ArgumentParser:
   )
   processes.add_flags(parser)
   return parser
+
+
+def _add_start_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--from",
+    dest="source",
+    type=epath.Path,
+    metavar="CKPT",
+    help="weights that a new run starts from, at step 0: converted ones, or "
+    "the workdir of a run; their sizes, order of channels and tokenizer are "
+    "the run's",
+  )
+  parser.add_argument(
+    "--from-random",
+    action="store_true",
+    help="begin a large frozen language model without --from, with random "
+    "weights that nothing will train: for timing",
+  )
+
+
+def _require_weights(told: settings.Settings, workdir: epath.Path) -> None:
+  """Refuses a new run that would learn to speak through noise."""
+  language = told.model.language
+  size = (
+    language.depth * language.width * (4 * language.width + 3 * language.hidden)
+  )
+  if (
+    size > LARGE
+    and told.optimizer.trainable not in ("all", "all_but_encoder")
+    and not (workdir / settings.RECORD).exists()
+  ):
+    raise ValueError(
+      f"optimizer.trainable={told.optimizer.trainable} leaves the language "
+      f"model of {size / 1e9:.1f} billion weights as it is, and it would be "
+      "random; give --from, converted weights or the workdir of a run "
+      "(`rcmed convert import --help`), optimizer.trainable=all, or "
+      "--from-random if that is meant."
+    )
 
 
 def _window(text: str) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """Launch files, against what they claim and against fakes of what they call."""
 
-import os
 import re
 import shlex
 import shutil
@@ -11,6 +10,7 @@ import pytest
 import yaml
 
 from rcmed_jax import cli
+from rcmed_jax.apps import runs
 from rcmed_jax.parallel import hosts
 
 FOLDER = imports.ROOT / "launch"
@@ -42,55 +42,13 @@ TPU_VM = {
   "WORKDIR": "gs://bucket/mine",
   "POLL_S": "0",
 }
+WATCHDOG, UNREACHED = 77, 69
 SLURM = {"WORKDIR": "/shared/mine", "SLURM_JOB_ID": "7"}
 
 # Each is called as what it stands for, writes down its arguments, and answers.
 RECORD = """#!/usr/bin/env bash
 { printf '%s\\n' "$(basename "$0")" "$@"; echo; } >> "$CALLS"
 """
-# A TPU: `states` holds what it says of itself, a line each time it is asked;
-# `codes` how its machines leave.
-GCLOUD = (
-  RECORD
-  + """
-first() { head -n 1 "$1"; sed -i 1d "$1"; }
-case " $* " in
-  *" describe "*) first "$FAKE/states" ;;
-  *" ssh "*train*) exit "$(first "$FAKE/codes")" ;;
-esac
-"""
-)
-
-
-@pytest.fixture
-def launch(tmp_path):
-  """Runs a launch file with programs that stand in for others."""
-
-  def start(script, environ, *arguments, **fakes):
-    tools = tmp_path / "bin"
-    tools.mkdir(exist_ok=True)
-    for name, text in fakes.items():
-      (tools / name).write_text(text)
-      (tools / name).chmod(0o755)
-    calls = tmp_path / "calls"
-    calls.write_text("")
-    result = subprocess.run(
-      ["bash", str(FOLDER / script), *arguments],
-      env=environ
-      | {
-        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
-        "HOME": str(tmp_path),
-        "CALLS": str(calls),
-        "FAKE": str(tmp_path),
-      },
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-    made = calls.read_text().strip("\n").split("\n\n")
-    return result, [call.split("\n") for call in made]
-
-  return start
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -126,7 +84,9 @@ def jobset(launch, *arguments, **environ):
 
 def test_jobset_restarts_what_can_go_on_and_nothing_else(launch):
   spec = jobset(launch, SLICES="3", MAX_RESTARTS="7")["spec"]
-  assert set(spec) == {"failurePolicy", "replicatedJobs"}
+  assert set(spec) == {
+    *("failurePolicy", "replicatedJobs", "ttlSecondsAfterFinished")
+  }
   assert spec["failurePolicy"] == {
     "maxRestarts": 7,
     "rules": [
@@ -153,6 +113,9 @@ def test_jobset_restarts_what_can_go_on_and_nothing_else(launch):
   }
   assert rules["FailJob"]["values"] == [cli.BAD_INPUT]
   assert rules["Ignore"]["values"] == [hosts.STOPPED]
+  # All others restart all and count; these must.
+  for code in (hosts.LOST, WATCHDOG, UNREACHED):
+    assert code not in rules["FailJob"]["values"] + rules["Ignore"]["values"]
   for rule in rules.values():
     assert rule["containerName"] == container["name"]
     assert rule["operator"] == "In"
@@ -189,9 +152,44 @@ def test_jobset_passes_what_it_was_told(launch):
   }
 
 
-def test_jobset_holds_a_job_that_kubernetes_takes(launch):
+def test_jobset_mounts_the_data_and_may_read_it(launch):
+  template = jobset(launch)["spec"]["replicatedJobs"][0]["template"]["spec"]
+  plain = template["template"]
+  assert set(plain) == {"spec"}
+  assert not {"volumes", "serviceAccountName"} & set(plain["spec"])
+  told = {"DATA_BUCKET": "images", "SERVICE_ACCOUNT": "trainer"}
+  template = jobset(launch, **told)["spec"]["replicatedJobs"][0]["template"]
+  pod = template["spec"]["template"]
+  # Without it GKE adds no mounting container to the pod.
+  assert pod["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
+  assert pod["spec"]["serviceAccountName"] == "trainer"
+  (volume,) = pod["spec"]["volumes"]
+  assert volume["csi"]["driver"] == "gcsfuse.csi.storage.gke.io"
+  assert volume["csi"]["volumeAttributes"]["bucketName"] == "images"
+  (container,) = pod["spec"]["containers"]
+  (mount,) = container["volumeMounts"]
+  assert (mount["name"], mount["mountPath"]) == (volume["name"], "/data")
+
+
+def environ_of(told):
+  template = told["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+  (container,) = template["spec"]["containers"]
+  return {one["name"]: one["value"] for one in container["env"]}
+
+
+def test_jobset_keeps_compiled_programs_and_knows_its_launch(launch):
+  found = environ_of(jobset(launch))
+  assert found["JAX_COMPILATION_CACHE_DIR"] == "gs://bucket/mine/compiled"
+  assert found[runs.LAUNCHED_AS] != environ_of(jobset(launch))[runs.LAUNCHED_AS]
+  found = environ_of(jobset(launch, COMPILED="/data/c"))
+  assert found["JAX_COMPILATION_CACHE_DIR"] == "/data/c"
+
+
+@pytest.mark.parametrize("mounted", [{}, {"DATA_BUCKET": "b"}])
+def test_jobset_holds_a_job_that_kubernetes_takes(launch, mounted):
   validate = pytest.importorskip("kubernetes_validate")
-  template = jobset(launch)["spec"]["replicatedJobs"][0]["template"]
+  told = jobset(launch, SPOT="1", SERVICE_ACCOUNT="s", **mounted)
+  template = told["spec"]["replicatedJobs"][0]["template"]
   job = {
     "apiVersion": "batch/v1",
     "kind": "Job",
@@ -204,16 +202,49 @@ def test_jobset_holds_a_job_that_kubernetes_takes(launch):
     validate.validate(job, "1.31", strict=True)
 
 
-def test_jobset_is_applied_and_numbers_are_checked(launch):
-  kubectl = RECORD + 'cat > "$FAKE/applied"'
-  result, calls = launch("gke.sh", GKE, kubectl=kubectl)
+# A cluster that holds `jobset`, a name and how it ended.
+KUBECTL = (
+  RECORD
+  + """
+case $1 in
+  get) printf '%s' "$(cat "$FAKE/jobset")" ;;
+  apply) cat > "$FAKE/applied" ;;
+esac
+"""
+)
+
+
+def test_jobset_is_applied_and_numbers_are_checked(launch, tmp_path):
+  (tmp_path / "jobset").write_text("")
+  result, calls = launch("gke.sh", GKE, kubectl=KUBECTL)
   assert result.returncode == 0, result.stderr
-  assert calls == [["kubectl", "apply", "--filename=-"]]
-  result, _ = launch("gke.sh", GKE | {"HOSTS": "four"}, kubectl=kubectl)
+  assert [call[1] for call in calls] == ["get", "apply"]
+  assert calls[1] == ["kubectl", "apply", "--filename=-"]
+  assert yaml.safe_load((tmp_path / "applied").read_text())["kind"] == "JobSet"
+  result, _ = launch("gke.sh", GKE | {"HOSTS": "four"}, kubectl=KUBECTL)
   assert (result.returncode, result.stderr) == (
     2,
     "HOSTS=four: expected a number\n",
   )
+
+
+@pytest.mark.parametrize("ended", ["Completed", "Failed"])
+def test_jobset_that_has_ended_gives_way(launch, tmp_path, ended):
+  """Applied again it would be called unchanged, and start nothing."""
+  (tmp_path / "jobset").write_text(f"mine {ended}")
+  result, calls = launch("gke.sh", GKE, kubectl=KUBECTL)
+  assert result.returncode == 0, result.stderr
+  assert [call[1] for call in calls] == ["get", "delete", "apply"]
+  assert calls[1][2:4] == ["jobset", "mine"]
+  assert f"mine {ended}: deleted, to start again" in result.stderr
+
+
+def test_jobset_that_runs_is_left_alone(launch, tmp_path):
+  (tmp_path / "jobset").write_text("mine ")
+  result, calls = launch("gke.sh", GKE, kubectl=KUBECTL)
+  assert result.returncode == 1
+  assert [call[1] for call in calls] == ["get"]
+  assert "has not ended" in result.stderr
 
 
 def test_xpk_is_told_to_restart_what_saved(launch):
@@ -223,7 +254,19 @@ def test_xpk_is_told_to_restart_what_saved(launch):
   (call,) = calls
   assert call[:3] == ["xpk", "workload", "create"]
   told = dict(flag.partition("=")[::2] for flag in call[3:])
-  assert told["--restart-on-exit-codes"] == str(hosts.STOPPED)
+  # xpk ends a workload at any code that it was not told, below 127.
+  restarting = {
+    int(code) for code in told["--restart-on-exit-codes"].split(",")
+  }
+  assert restarting == {UNREACHED, hosts.STOPPED, hosts.LOST, WATCHDOG}
+  variables = dict(
+    flag.removeprefix("--env=").split("=")
+    for flag in call
+    if flag.startswith("--env=")
+  )
+  assert variables["JAX_COMPILATION_CACHE_DIR"] == "gs://bucket/mine/compiled"
+  assert variables[runs.LAUNCHED_AS]
+  assert "--storage" not in told
   assert told["--max-restarts"] == "5"
   assert told["--num-slices"] == "2"
   assert "--spot" in told and "--dry-run" not in told
@@ -234,94 +277,21 @@ def test_xpk_is_told_to_restart_what_saved(launch):
   ]
 
 
+def test_xpk_is_told_which_storage_holds_the_data(launch):
+  _, calls = launch("xpk.sh", XPK | {"STORAGE": "images"}, xpk=RECORD)
+  assert "--storage=images" in calls[0]
+
+
 def test_xpk_itself_takes_it(launch):
   if shutil.which("xpk") is None:
     pytest.skip("xpk is not installed")
   result, _ = launch("xpk.sh", XPK | {"DRY_RUN": "1"}, SPACED)
   assert result.returncode == 0, result.stdout + result.stderr
-  assert f"values: [42,{hosts.STOPPED},127," in result.stdout
+  codes = f"{UNREACHED},{hosts.STOPPED},{hosts.LOST},{WATCHDOG}"
+  assert f"values: [42,{codes},127," in result.stdout
+  assert 'value: "gs://bucket/mine/compiled"' in result.stdout
   assert "maxRestarts: 10" in result.stdout
   assert "(exec rcmed train --config=configs/finetune.py" in result.stdout
-
-
-def tpu_vm(launch, tmp_path, states, codes, **environ):
-  (tmp_path / "states").write_text("".join(f"{state}\n" for state in states))
-  (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
-  result, calls = launch("tpu_vm.sh", TPU_VM | environ, SPACED, gcloud=GCLOUD)
-  assert not (tmp_path / "states").read_text(), "it asked fewer times"
-  done = []
-  for call in calls:
-    action = next(
-      word for word in call if word in ("create", "delete", "describe", "ssh")
-    )
-    told = dict(flag.partition("=")[::2] for flag in call)
-    command = told.get("--command", "")
-    if action == "ssh":
-      action = "train" if "rcmed_jax train" in command else "setup"
-    if action != "describe":
-      done.append((action, call, command))
-  return result.returncode, done
-
-
-def test_tpu_is_asked_for_used_and_given_back(launch, tmp_path):
-  states = ("", "WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE", "ACTIVE")
-  code, done = tpu_vm(launch, tmp_path, states, [0], SPOT="1")
-  assert code == 0
-  assert [action for action, *_ in done] == [
-    *("create", "setup", "train", "delete")
-  ]
-  assert {"--spot", "--node-id=mine"} <= set(done[0][1])
-  assert "--accelerator-type=v5litepod-16" in done[0][1]
-  assert "--worker=all" in done[2][1]
-  words = shlex.split(done[2][2])
-  assert words == [
-    *("python3", "-m", "rcmed_jax", "train"),
-    *("--config=configs/finetune.py", "--workdir=gs://bucket/mine"),
-    *("--config.mesh.slice=1", SPACED, "--resume=auto"),
-  ]
-
-
-def test_tpu_that_was_taken_away_is_asked_for_again(launch, tmp_path):
-  # There; lost while training; deleted; asked for again; trained.
-  states = (
-    *("ACTIVE", "ACTIVE", "SUSPENDED", "SUSPENDED", "SUSPENDED"),
-    *("", "ACTIVE", "ACTIVE"),
-  )
-  code, done = tpu_vm(
-    launch, tmp_path, states, [255, 0], KEEP="1", RESUME="never"
-  )
-  assert code == 0
-  assert [action for action, *_ in done] == [
-    *("setup", "train", "delete", "create", "setup", "train")
-  ]
-  assert done[1][2].endswith("--resume=never")
-  assert done[5][2].endswith("--resume=auto")  # what it began itself
-
-
-def test_tpu_run_that_stopped_and_saved_goes_on_where_it_is(launch, tmp_path):
-  states = ("ACTIVE",) * 7
-  codes = [hosts.STOPPED, 0]
-  code, done = tpu_vm(launch, tmp_path, states, codes, KEEP="1")
-  assert code == 0
-  assert [action for action, *_ in done] == ["setup", "train"] * 2
-
-
-def test_tpu_run_that_fails_is_not_repeated(launch, tmp_path):
-  code, done = tpu_vm(launch, tmp_path, ("ACTIVE",) * 3, [2], KEEP="1")
-  assert code == 2
-  assert [action for action, *_ in done] == ["setup", "train"]
-
-
-def test_tpu_slices_run_together(launch, tmp_path):
-  code, done = tpu_vm(
-    launch, tmp_path, ("", *("ACTIVE",) * 2), [0, 0], SLICES="2", KEEP="1"
-  )
-  assert code == 0
-  assert {"--node-prefix=mine", "--node-count=2"} <= set(done[0][1])
-  machines = {
-    call[call.index("ssh") + 1] for action, call, _ in done if action == "train"
-  }
-  assert machines == {"mine-0", "mine-1"}
 
 
 @pytest.mark.parametrize(
@@ -331,7 +301,12 @@ def test_tpu_slices_run_together(launch, tmp_path):
     (hosts.STOPPED, {"REQUEUE": "0"}, False),
     (hosts.STOPPED, {"SLURM_RESTART_COUNT": "9"}, True),
     (hosts.STOPPED, {"SLURM_RESTART_COUNT": "9", "MAX_RESTARTS": "9"}, False),
+    (hosts.LOST, {}, True),
+    (WATCHDOG, {}, True),
+    (UNREACHED, {}, True),
+    (134, {}, True),  # JAX's own service
     (0, {}, False),
+    (2, {}, False),
     (143, {}, False),  # killed by SIGTERM: nothing was saved
   ],
 )
@@ -349,6 +324,64 @@ def test_slurm_job_goes_back_in_line_only_if_it_saved(
     *("--workdir=/shared/mine", f"--resume={resume}", SPACED),
   ]
   assert calls[1:] == ([["scontrol", "requeue", "7"]] if again else [])
+
+
+def test_slurm_job_with_a_faulty_task_does_not_go_back_in_line(launch):
+  """The others leave with a larger code, and so does srun."""
+  error = "srun: error: n2: task 1: Exited with exit code 2"
+  srun = RECORD + f"echo '{error}' >&2; exit {hosts.LOST}"
+  result, calls = launch("slurm.sbatch", SLURM, srun=srun, scontrol=RECORD)
+  assert result.returncode == 2
+  assert error in result.stderr
+  assert [call[0] for call in calls] == ["srun"]
+
+
+def test_slurm_tasks_get_their_cpus(launch):
+  """srun asks for one CPU a task unless it is told again."""
+  told = SLURM | {"SLURM_CPUS_PER_TASK": "32"}
+  result, calls = launch("slurm.sbatch", told, srun=RECORD)
+  assert result.returncode == 0, result.stderr
+  assert "--cpus-per-task=32" in calls[0]
+  _, calls = launch("slurm.sbatch", SLURM, srun=RECORD)
+  assert not [flag for flag in calls[0] if "cpus" in flag]
+
+
+@pytest.mark.parametrize(
+  "told, fraction, compiled",
+  [
+    ({}, "0.94", "/shared/mine/compiled"),
+    (
+      {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5", "COMPILED": "/c"},
+      *("0.5", "/c"),
+    ),
+  ],
+)
+def test_slurm_tasks_get_their_environment(
+  launch, tmp_path, told, fraction, compiled
+):
+  srun = '#!/usr/bin/env bash\nenv > "$FAKE/env"\n'
+  result, _ = launch("slurm.sbatch", SLURM | told, srun=srun)
+  assert result.returncode == 0, result.stderr
+  lines = (tmp_path / "env").read_text().splitlines()
+  assert f"XLA_PYTHON_CLIENT_MEM_FRACTION={fraction}" in lines
+  assert f"JAX_COMPILATION_CACHE_DIR={compiled}" in lines
+
+
+def test_slurm_leaves_time_to_save():
+  """Two steps of a minute, and the checkpoint."""
+  text = (FOLDER / "slurm.sbatch").read_text(encoding="utf-8")
+  (seconds,) = re.findall(r"^#SBATCH --signal=TERM@(\d+)$", text, re.M)
+  assert int(seconds) >= 300
+
+
+def test_image_that_trains_has_the_configs_and_serving_comes_last():
+  """CONFIG is a path; `docker build` without a target makes the last."""
+  text = (FOLDER / "Dockerfile").read_text(encoding="utf-8")
+  stages = re.split(r"^FROM \S+ AS (\w+)$", text, flags=re.M)[1:]
+  assert stages[::2] == ["page", "train", "serve"]
+  train = stages[3]
+  assert "COPY configs configs" in train
+  assert 'ARG EXTRA="tpu"' in train and ".[gcs${EXTRA:+,$EXTRA}]" in train
 
 
 def test_readme_names_every_file_and_variable():

@@ -137,7 +137,8 @@ def job(slurm, tmp_path):
   def submit(*options):
     return subprocess.run(
       [
-        *("sbatch", "--ntasks-per-node=2", "--nodes=1", *options),
+        *("sbatch", "--ntasks-per-node=2", "--nodes=1"),
+        *("--cpus-per-task=1", *options),
         *(f"--chdir={imports.ROOT}", f"--output={tmp_path}/log"),
         "launch/slurm.sbatch",
         f"--config.data.index={data / 'image2label_train.json'}",
