@@ -59,7 +59,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _one(args: argparse.Namespace, asked: predict_one.Asked) -> int:
-  if args.skip_existing and predict_one.is_done(args.out, asked):
+  told = predict_one.identity(args.image)
+  if args.skip_existing and predict_one.is_done(args.out, asked, told):
     print(f"predict: {args.out} holds the answer already")
     return 0
   scan = predict_one.open_scan(args.image, asked)
@@ -73,7 +74,7 @@ def _one(args: argparse.Namespace, asked: predict_one.Asked) -> int:
     disable=scan.kind == "picture",
   ) as bar:
     said = predict_one.ask(assistant, scan, asked, bar.update)
-  answered = predict_one.write(args.out, args.image, scan, asked, said)
+  answered = predict_one.write(args.out, args.image, scan, asked, said, told)
   print(f"predict: {answered['text']}")
   for target in answered["targets"]:
     box = target.get("box_xyxy") or target.get("box_voxels")
@@ -165,7 +166,8 @@ def _add_many_flags(parser: argparse.ArgumentParser) -> None:
   group.add_argument(
     "--skip-existing",
     action="store_true",
-    help="leave out what is answered already, to go on with a stopped run",
+    help="leave out images whose answer to the same question is there "
+    "already, to go on with a stopped run",
   )
   group.add_argument(
     "--batch",
