@@ -16,7 +16,7 @@ nothing of whom a DICOM image is of, nor where its file lay. That of a picture
 has no timings, so that the same answer makes the same file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import glob
 import hashlib
@@ -29,6 +29,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from rcmed_jax.data import checks, modalities
 from rcmed_jax.eval import overlays
 from rcmed_jax.ingest.dicom import privacy
 from rcmed_jax.serve import (
@@ -56,6 +57,8 @@ _OURS = re.compile(
   r"|labels\.nii\.gz"
 )
 
+_MOST_TOLD = 5  # files of a series that cannot be read, by name
+
 # Headers whose voxels lie in another file: of its name, or named in a line.
 _HEADERS = (".hdr", ".nhdr")
 _DATA_FILE = re.compile(rb"(?im)^data ?file:[ \t]*(\S.*?)\s*$")
@@ -76,10 +79,20 @@ def open_scan(image: pathlib.Path, asked: Asked) -> scans.Scan:
   """What is asked about.
 
   Raises:
-    DataError: as `scans.open_scan`.
-    ValueError: contours are asked for, and there is nowhere to draw them.
+    DataError: as `scans.open_scan`, or files of a series cannot be read.
+    ValueError: contours are asked for, and there is nowhere to draw them; or
+      values look like Hounsfield units, and nothing says what they are.
   """
   scan = scans.open_scan(image, asked.prompt, asked.looking)
+  if scan.faults:  # a slice too few would not be seen in the answer
+    raise _shortened(image, scan.faults)
+  if scan.modality == modalities.UNKNOWN and scan.shown is not None:
+    shown = scan.shown()
+    if shown.doubtful:
+      raise ValueError(
+        f"{image}: {shown.why}; say --modality CT, or --window percentiles if "
+        "it is no computed tomography."
+      )
   if asked.rtstruct and (scan.kind != "dicom" or scan.voxel_mm3 is None):
     raise ValueError(
       "--rtstruct draws contours on a DICOM series that says where its slices "
@@ -214,6 +227,21 @@ def _held(out: pathlib.Path) -> dict[str, Any]:
   return held if isinstance(held, dict) else {}
 
 
+def _shortened(
+  image: pathlib.Path, faults: Sequence[checks.DataError]
+) -> checks.DataError:
+  """The refusal of a series that may lack slices."""
+  told = ", ".join(f"{one.path} ({one.message})" for one in faults[:_MOST_TOLD])
+  more = len(faults) - _MOST_TOLD
+  return checks.DataError(
+    image,
+    "series",
+    f"{len(faults)} of its files cannot be read, and slices may be missing: "
+    f"{told}{f' and {more} more' if more > 0 else ''}",
+    "Get them again; or, if they are none of its slices, move them elsewhere",
+  )
+
+
 def _beside(header: pathlib.Path) -> list[pathlib.Path]:
   """Files with a header's voxels; of a file that is no header, none."""
   if header.suffix.lower() not in _HEADERS:
@@ -336,6 +364,8 @@ def _of_volume(
   if labels is not None:
     _write_nifti(out / LABELS, labels, scan)
   return {
+    # What the model saw: other values than it was trained on mean nothing.
+    "shown": scan.shown().json() if scan.shown else None,
     "labels": None if labels is None else LABELS,
     # Its regions have the numbers of the segments.
     "structures": STRUCTURES if (out / STRUCTURES).is_file() else None,
@@ -354,6 +384,7 @@ def _options(asked: Asked) -> dict[str, Any]:
     "describe": asked.describe,
     "rtstruct": asked.rtstruct,
     **dataclasses.asdict(asked.looking),
+    "trained": [*asked.looking.trained],  # as JSON gives it back
     **dataclasses.asdict(asked.cleanup),
   }
 

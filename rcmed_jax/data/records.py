@@ -28,6 +28,8 @@ class Triplet:
   # What must not lie on both sides of a split: a patient, a volume. A
   # pseudonym; None: the image stands for itself.
   group: str | None = None
+  # Of a volume, what its grey values were shown in; see `ingest/volumes`.
+  window: str | None = None
 
 
 class Sample(Protocol):

@@ -69,6 +69,7 @@ class Shard:
   headers: File
   # [dataset, modality, its classes]
   classes: tuple[tuple[str, str, tuple[str, ...]], ...]
+  windows: tuple[str, ...] = ()  # in which volumes are shown, sorted
 
   @property
   def examples_name(self) -> str:
@@ -90,6 +91,7 @@ def from_json(values: dict[str, Any]) -> Shard:
     (dataset, modality, tuple(names))
     for dataset, modality, names in values["classes"]
   )
+  known["windows"] = tuple(values.get("windows", ()))
   return Shard(**known)
 
 
@@ -179,6 +181,9 @@ class Stored:
   group: str | None
   place: int  # its number in `shards`
   shards: "Shards" = dataclasses.field(repr=False, compare=False)
+  window: str | None = (
+    None  # None: it has none, or was built before it was told
+  )
 
   def load(
     self, on_fault: Callable[[DataError], None] | None = None
@@ -201,6 +206,7 @@ class Stored:
       source=self.dataset,
       license=self.license,
       group=self.group,
+      window=self.window,
     )
 
 
@@ -292,6 +298,10 @@ class Shards(Sequence[Stored]):
         table.setdefault((dataset, modality), set()).update(names)
     return {key: tuple(sorted(names)) for key, names in table.items()}
 
+  def windows(self) -> tuple[str, ...]:
+    """In which its volumes are shown; from the manifest alone."""
+    return tuple(sorted({w for shard in self._shards for w in shard.windows}))
+
   def example(self, place: int) -> bytes:
     """A sample as it is stored; see `encoded.decode`.
 
@@ -348,6 +358,7 @@ class Shards(Sequence[Stored]):
         group=values.get("group"),
         place=place,
         shards=self,
+        window=values.get("window"),
       )
     except (ValueError, KeyError, TypeError) as error:
       raise self._damaged(name, offset, str(error)) from error

@@ -24,7 +24,7 @@ from rcmed_jax.apps import (
   predict_tasks,
   runs,
 )
-from rcmed_jax.data import pipeline
+from rcmed_jax.data import pipeline, prompts
 
 PROMPT = "Where is the spleen in this MRI image?"
 MR = ("--modality", "magnetic resonance")
@@ -628,6 +628,12 @@ def test_either_an_image_or_jobs(fake, tmp_path, capsys):
   assert "give --image or --jobs" in capsys.readouterr().err
 
 
+def test_a_description_needs_no_prompt(fake, tmp_path):
+  told = ("--image", draw(tmp_path / "a.png"), "--out", tmp_path / "out")
+  assert predict(*told, "--describe", prompt="") == 0
+  assert fake.asked == [(prompts.description_question(0), True)]
+
+
 def test_a_file_has_no_pattern(fake, tmp_path, capsys):
   image = draw(tmp_path / "a.png")
   assert predict("--image", image, "--pattern", "*") == 2
@@ -678,3 +684,64 @@ def test_tasks_are_those_that_the_run_was_trained_on(
     "magnetic resonance": ("spleen",),
     "pet": ("spleen",),
   }
+
+
+def save_ct(path):
+  """A NIfTI of Hounsfield units that nothing says to be of CT."""
+  image, _, affine = volume_files.patient()
+  nibabel.save(nibabel.Nifti1Image(image - np.int16(1024), affine), path)
+  return path
+
+
+def test_hounsfield_units_of_nobody_knows_what_are_refused(
+  fake, tmp_path, capsys
+):
+  told = ("--image", save_ct(tmp_path / "a.nii"), "--out", tmp_path / "out")
+  prompt = "Where is the liver?"
+  assert predict(*told, prompt=prompt) == 2
+  said = capsys.readouterr().err
+  assert "looks like Hounsfield units; say --modality CT" in said
+  assert not fake.asked
+  assert predict(*told, "--window", "percentiles", prompt=prompt) == 0
+  assert answer(tmp_path / "out")["shown"] == {
+    "modality": "unknown",
+    "window": "percentiles",
+    "why": "asked for",
+  }
+  assert predict(*told, "--modality", "Computed Tomograhpy") == 2
+  assert "did you mean 'computed tomography'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("trained", "window"), [([], "liver"), (["soft tissue"], "soft tissue")]
+)
+def test_a_run_is_asked_in_the_window_that_it_learnt_in(
+  fake, tmp_path, trained, window
+):
+  image = save_ct(tmp_path / "a.nii")
+  run, out = tmp_path / "run", tmp_path / "out"
+  run.mkdir()
+  (run / "run.json").write_text(json.dumps({"starts": [{"windows": trained}]}))
+  text = "Where is the liver in this computed tomography image?"
+  told = ("--image", image, "--out", out, "--workdir", run)
+  assert predict(*told, prompt=text) == 0
+  shown = answer(out)["shown"]
+  assert (shown["modality"], shown["window"]) == ("computed tomography", window)
+  asked = len(fake.asked)
+  assert predict(*told, "--skip-existing", prompt=text) == 0
+  assert len(fake.asked) == asked
+
+
+def test_a_series_that_lacks_a_slice_is_refused(fake, tmp_path, capsys):
+  folder, out = tmp_path / "in", tmp_path / "out"
+  dicom_files.save_patient(folder)
+  last = sorted(folder.iterdir())[-1]
+  last.write_bytes(last.read_bytes()[:200])
+  assert predict("--image", folder, "--out", out) == 2
+  said = capsys.readouterr().err
+  assert "1 of its files cannot be read, and slices may be missing" in said
+  assert f"{folder}#" in said and "Get them again" in said
+  assert not out.exists() and not fake.asked
+  (folder / ".DS_Store").write_bytes(b"Bud1")
+  last.unlink()
+  assert predict("--image", folder, "--out", out) == 0
