@@ -93,6 +93,11 @@ def _one(args: argparse.Namespace, asked: predict_one.Asked) -> int:
         else "absent"
       )
     )
+  if shown := answered.get("shown"):
+    print(
+      f"predict: shown as {shown['modality']}, window {shown['window']}: "
+      f"{shown['why']}"
+    )
   if isinstance(said, volumes.VolumeAnswer):
     print(
       f"predict: {said.slices} slices in {said.seconds:.1f} s, "

@@ -716,7 +716,7 @@ def test_hounsfield_units_of_nobody_knows_what_are_refused(
   ("trained", "window"), [([], "liver"), (["soft tissue"], "soft tissue")]
 )
 def test_a_run_is_asked_in_the_window_that_it_learnt_in(
-  fake, tmp_path, trained, window
+  fake, tmp_path, capsys, trained, window
 ):
   image = save_ct(tmp_path / "a.nii")
   run, out = tmp_path / "run", tmp_path / "out"
@@ -727,6 +727,7 @@ def test_a_run_is_asked_in_the_window_that_it_learnt_in(
   assert predict(*told, prompt=text) == 0
   shown = answer(out)["shown"]
   assert (shown["modality"], shown["window"]) == ("computed tomography", window)
+  assert f"computed tomography, window {window}:" in capsys.readouterr().out
   asked = len(fake.asked)
   assert predict(*told, "--skip-existing", prompt=text) == 0
   assert len(fake.asked) == asked

@@ -16,7 +16,7 @@ from rcmed_jax.data.checks import DataError
 from rcmed_jax.ingest import sources
 from rcmed_jax.ingest.dicom import dicom, privacy
 
-KEYED = sources.Options(key=b"secret", unlabelled="keep")
+KEYED = sources.Options(key=b"secret", empty_slices="keep", unlabelled="keep")
 
 
 def test_equal_values_get_equal_names_and_no_others_do():
