@@ -26,6 +26,8 @@ from rcmed_jax.ingest.volumes import (
   windows,
 )
 
+UNKNOWN = modalities.UNKNOWN
+
 # Files that are no slice by their name, in small letters.
 _NO_SLICE = re.compile(
   r"\..*|dicomdir|thumbs\.db|desktop\.ini|license|readme"
@@ -71,7 +73,7 @@ class Scan:
   faults: tuple[DataError, ...] = dataclasses.field(default=(), repr=False)
   # Of a series, what was measured, in the order of the file's axes.
   values: Callable[[], Any] | None = dataclasses.field(default=None, repr=False)
-  modality: str = modalities.UNKNOWN  # as the request, file or its name says
+  modality: str = UNKNOWN  # as the request, file or its name says
   # Of what is no picture file, how it is shown; that takes as long as reading
   # it, unless its pictures came before.
   shown: Callable[[], windows.Shown] | None = dataclasses.field(
@@ -242,7 +244,7 @@ def _said(text: str, name: str = "") -> str:
   for found in (modalities.in_sentence(text), modalities.in_name(name)):
     if len(found) == 1:
       return found.pop()
-  return modalities.UNKNOWN
+  return UNKNOWN
 
 
 def _options(looking: Looking) -> sources.Options:

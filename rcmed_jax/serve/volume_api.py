@@ -328,5 +328,4 @@ def _looking(wanted: VolumeWanted) -> scans.Looking:
   try:
     return scans.Looking(wanted.axis, wanted.window, wanted.modality or "")
   except ValueError as error:
-    field = str(error).partition("=")[0]  # "window='x' is none of ..."
-    raise errors.BadFieldError(field, str(error)) from error
+    raise errors.BadFieldError("window", str(error)) from error

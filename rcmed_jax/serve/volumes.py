@@ -9,10 +9,10 @@ from typing import Protocol
 
 import numpy as np
 
-from rcmed_jax.data import modalities, prompts
+from rcmed_jax.data import prompts
 from rcmed_jax.serve import assistant as assistants
 from rcmed_jax.serve import cleanup as cleaning
-from rcmed_jax.serve.scans import Scan
+from rcmed_jax.serve.scans import UNKNOWN, Scan
 
 
 class Answering(Protocol):
@@ -139,7 +139,7 @@ def answer(
   )
   return VolumeAnswer(
     text=prompts.answer(
-      modality or modalities.UNKNOWN,
+      modality or UNKNOWN,
       [target.name for target in targets if target.present],
       [target.name for target in targets if not target.present],
     ).removesuffix("</s>"),
