@@ -179,11 +179,9 @@ class Stored:
   spacing_mm: tuple[float, float] | None
   license: str | None
   group: str | None
+  window: str | None  # of volumes; None also where none was kept
   place: int  # its number in `shards`
   shards: "Shards" = dataclasses.field(repr=False, compare=False)
-  window: str | None = (
-    None  # None: it has none, or was built before it was told
-  )
 
   def load(
     self, on_fault: Callable[[DataError], None] | None = None
@@ -290,6 +288,10 @@ class Shards(Sequence[Stored]):
         yield self._stored(place, name, offset, line)
         place += 1
 
+  def windows(self) -> tuple[str, ...]:
+    """In which its volumes are shown; from the manifest alone."""
+    return tuple(sorted({w for shard in self._shards for w in shard.windows}))
+
   def class_table(self) -> dict[tuple[str, str], tuple[str, ...]]:
     """(dataset, modality) -> its classes, sorted; from the manifest alone."""
     table: dict[tuple[str, str], set[str]] = {}
@@ -297,10 +299,6 @@ class Shards(Sequence[Stored]):
       for dataset, modality, names in shard.classes:
         table.setdefault((dataset, modality), set()).update(names)
     return {key: tuple(sorted(names)) for key, names in table.items()}
-
-  def windows(self) -> tuple[str, ...]:
-    """In which its volumes are shown; from the manifest alone."""
-    return tuple(sorted({w for shard in self._shards for w in shard.windows}))
 
   def example(self, place: int) -> bytes:
     """A sample as it is stored; see `encoded.decode`.
@@ -356,9 +354,9 @@ class Shards(Sequence[Stored]):
         spacing_mm=tuple(spacing) if spacing else None,
         license=values.get("license"),
         group=values.get("group"),
+        window=values.get("window"),
         place=place,
         shards=self,
-        window=values.get("window"),
       )
     except (ValueError, KeyError, TypeError) as error:
       raise self._damaged(name, offset, str(error)) from error
