@@ -182,6 +182,7 @@ def options(rng: random.Random) -> sources.Options:
     modality=rng.choice(("computed tomography", "magnetic resonance")),
     axis=rng.choice(("axial", "coronal", "sagittal")),
     empty_slices="drop" if rng.random() < 0.2 else "keep",
+    unlabelled="drop" if rng.random() < 0.2 else "keep",
     assume_same_grid=rng.random() < 0.5,
     label_names=((1, "kidney"), (2, "spleen")),
     key=b"key",

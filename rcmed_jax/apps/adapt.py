@@ -16,12 +16,26 @@ from rcmed_jax.serve import new_classes
 from rcmed_jax.serve.assistant import Assistant, Question
 from rcmed_jax.serve.new_classes import NewClass
 
+_SUFFIX = ".npz"  # of a class file
+
+# What each strength is of; see `model/adapt.py`.
+_STRENGTHS = {
+  "pixels": "how much pixels that look like the class are turned up",
+  "tokens": "how much the image's words are, where the class lay in examples",
+  "logits": "how much likelier the mask gets where the class lay in examples",
+}
+
 Example = tuple[np.ndarray, np.ndarray]  # image_IJC, mask_IJ
 
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command; see `rcmed adapt --help`."""
   args = _parser().parse_args(argv)
+  if args.out.suffix != _SUFFIX:
+    raise ValueError(
+      f"--out={args.out}: expected a name that ends in {_SUFFIX}; the report "
+      "gets the same name with .json."
+    )
   found = supports.read(args.support, args.name, args.modality)
   triplets = [record.load() for record in found]
   examples = [(one.image_IJC, one.masks_GIJ[0]) for one in triplets]
@@ -122,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     "rcmed adapt",
     allow_abbrev=False,
     description="Learns a new class from examples, without training. The file "
-    "serves `rcmed predict` and `rcmed evaluate` as --classes.",
+    "serves `rcmed predict`, `rcmed serve` and `rcmed evaluate` as --classes.",
   )
   parser.add_argument(
     "--checkpoint",
@@ -140,10 +154,15 @@ def _parser() -> argparse.ArgumentParser:
     "--class", dest="name", required=True, help="what requests will call it"
   )
   parser.add_argument(
-    "--modality", help='in words, as "computed tomography"; default: as found'
+    "--modality",
+    help="CT, MR, X-ray, ... or in words; default: as an index says, or the "
+    "names of images, MODALITY--NAME.png",
   )
   parser.add_argument(
-    "--out", type=pathlib.Path, required=True, help="the class file, .npz"
+    "--out",
+    type=pathlib.Path,
+    required=True,
+    help="the class file, .npz; the report lies beside it as .json",
   )
   parser.add_argument(
     "--prior",
@@ -157,6 +176,6 @@ def _parser() -> argparse.ArgumentParser:
       f"--{field.name}",
       type=float,
       default=field.default,
-      help=f"strength, of the {field.name}; default: {field.default}",
+      help=f"{_STRENGTHS[field.name]}; 0: not at all (default: %(default)s)",
     )
   return parser

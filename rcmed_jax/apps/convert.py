@@ -74,8 +74,16 @@ def _parser() -> argparse.ArgumentParser:
   )
   runs.add_choice_flags(writing)
   verify.add_parser(commands)
-  for command, default in ((reading, "separate"), (writing, "merge")):
-    command.add_argument("out", metavar="OUT", type=pathlib.Path)
+  for command, default, written in (
+    (reading, "separate", "predict, serve and train --from take it"),
+    (writing, "merge", "safetensors under the original names"),
+  ):
+    command.add_argument(
+      "out",
+      metavar="OUT",
+      type=pathlib.Path,
+      help=f"folder that is written, or gone on with: {written}",
+    )
     command.add_argument(
       "--lora",
       choices=("separate", "merge"),

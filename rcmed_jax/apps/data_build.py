@@ -38,7 +38,11 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     "same command goes on. What cannot be used is in OUT/quarantine.jsonl.",
   )
   data_sources.add_arguments(parser)
-  parser.add_argument("--out", required=True, help="folder, on a disk or gs://")
+  parser.add_argument(
+    "--out",
+    required=True,
+    help="folder of the shards, on a disk or gs://; made, or gone on with",
+  )
   parser.add_argument(
     "--descriptions",
     type=pathlib.Path,
@@ -46,7 +50,10 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     help="{image: text}, as rcmed data describe writes it",
   )
   parser.add_argument(
-    "--processes", type=data_sources.positive, default=os.cpu_count()
+    "--processes",
+    type=data_sources.positive,
+    default=os.cpu_count(),
+    help="that build at once (default: one a core, %(default)s)",
   )
   parser.add_argument(
     "--shard-units",

@@ -24,13 +24,25 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     f"twice). {STOPPED}: stopped by Ctrl-C; what was seen is reported.",
   )
   data_sources.add_arguments(parser)
-  parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
+  parser.add_argument(
+    "--out",
+    type=pathlib.Path,
+    required=True,
+    metavar="DIR",
+    help="folder of the report, made where it is missing",
+  )
   parser.add_argument(
     "--no-decode",
     action="store_true",
     help="quick: names, and whether files are there; no pixels, no duplicates",
   )
-  parser.add_argument("--processes", type=int, default=1, metavar="N")
+  parser.add_argument(
+    "--processes",
+    type=int,
+    default=1,
+    metavar="N",
+    help="that read at once (default: %(default)s)",
+  )
   parser.add_argument(
     "--group",
     default="",

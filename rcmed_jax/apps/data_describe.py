@@ -40,7 +40,12 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     "wrong input.",
   )
   data_sources.add_arguments(parser)
-  parser.add_argument("--out", type=pathlib.Path, required=True)
+  parser.add_argument(
+    "--out",
+    type=pathlib.Path,
+    required=True,
+    help="JSON file of descriptions; made, or gone on with",
+  )
   parser.add_argument(
     "--describer", choices=("geometry", "server"), default="geometry"
   )

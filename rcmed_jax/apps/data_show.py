@@ -18,7 +18,11 @@ def add_to(commands: argparse._SubParsersAction) -> None:
   )
   data_sources.add_arguments(parser)
   parser.add_argument(
-    "--out", type=pathlib.Path, required=True, metavar="FILE.html"
+    "--out",
+    type=pathlib.Path,
+    required=True,
+    metavar="FILE.html",
+    help="the page, one file that holds its pictures",
   )
   parser.add_argument("--count", type=int, default=60, help="of pictures")
   parser.add_argument("--seed", type=int, default=0)

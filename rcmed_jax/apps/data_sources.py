@@ -15,6 +15,7 @@ from rcmed_jax.data.checks import DataError
 from rcmed_jax.ingest import formats, sources
 from rcmed_jax.ingest.building import built
 from rcmed_jax.ingest.sources import Source
+from rcmed_jax.ingest.volumes import windows
 
 # Of sources that are given without one.
 SPLIT = "train"
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--format", default="", help=f"{', '.join(formats.FORMATS)}; else found out"
   )
   group.add_argument(
-    "--modality", default="", help='in words: "computed tomography"'
+    "--modality", default="", help='CT, MR, X-ray, ... or "computed tomography"'
   )
   group.add_argument(
     "--modality-word",
@@ -122,7 +123,15 @@ def _add_volume_arguments(parser: argparse.ArgumentParser) -> None:
     "--empty-slices",
     choices=sources.EMPTY_SLICES,
     default="drop",
-    help="slices without any target (default: %(default)s)",
+    help="slices without any target, of volumes with labels (default: "
+    "%(default)s)",
+  )
+  group.add_argument(
+    "--unlabelled",
+    choices=sources.EMPTY_SLICES,
+    default="drop",
+    help="volumes without labels; kept, all their slices say that none of the "
+    "classes is there: mind that somebody looked (default: %(default)s)",
   )
   group.add_argument(
     "--assume-same-grid",
@@ -138,7 +147,11 @@ def _add_volume_arguments(parser: argparse.ArgumentParser) -> None:
     help='of label maps: "1=liver"; may be repeated',
   )
   group.add_argument(
-    "--window", default="", help="CT window; else by the targets in the slice"
+    "--window",
+    choices=windows.CHOICES,
+    default="",
+    help="of CT, the same for all volumes, or percentiles of any values; "
+    "default: for each volume, by all classes that its labels may hold",
   )
   group.add_argument(
     "--keep-identifiers",
@@ -181,6 +194,7 @@ def _options(args: argparse.Namespace) -> sources.Options:
     modality_words=tuple(args.modality_word),
     axis=args.axis,
     empty_slices=args.empty_slices,
+    unlabelled=args.unlabelled,
     assume_same_grid=args.assume_same_grid,
     label_names=tuple(args.label),
     window=args.window,

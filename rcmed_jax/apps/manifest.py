@@ -21,6 +21,7 @@ import jax
 import rcmed_jax
 from rcmed_jax.apps import settings
 from rcmed_jax.data import files, mixture, records, shards
+from rcmed_jax.ingest.volumes import windows
 
 RUN = "run.json"
 
@@ -74,6 +75,7 @@ def add_start(
     "versions": _versions(),
     "data": _data(told),
     "tasks": _tasks(items),
+    "windows": _windows(items),
     "seeds": {"train": told.train.seed, "data": told.data.seed},
     "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     "processes": jax.process_count(),
@@ -155,6 +157,13 @@ def _tasks(items: Sequence[records.Sample]) -> Mapping[str, Sequence[str]]:
   for (_, modality), names in mixture.class_table(items).items():
     found.setdefault(modality, set()).update(names)
   return {modality: sorted(found[modality]) for modality in sorted(found)}
+
+
+def _windows(items: Sequence[records.Sample]) -> list[str]:
+  """Windows of CT that built sets of it are shown in; answers keep to them."""
+  parts = items.parts if isinstance(items, mixture.Mixture) else (items,)
+  built = [part for part in parts if isinstance(part, shards.Shards)]
+  return sorted({w for part in built for w in part.windows()} & {*windows.CT})
 
 
 def _digest(name: str) -> str:

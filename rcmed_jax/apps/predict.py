@@ -15,6 +15,7 @@ from rcmed_jax.apps import (
   predict_tasks,
   runs,
 )
+from rcmed_jax.data import prompts
 from rcmed_jax.ingest.volumes import geometry, windows
 from rcmed_jax.serve import cleanup, scans, volumes
 
@@ -32,12 +33,17 @@ def main(argv: Sequence[str]) -> int:
     parser.error("--json is of --list-tasks; an answer is in answer.json")
   if bool(args.image) == bool(args.jobs):
     parser.error("give --image or --jobs, one of them")
-  if args.image and not args.prompt:
-    parser.error("give --prompt, what to ask about the image")
+  prompt = args.prompt or ""
+  if args.describe:
+    prompt = prompt or prompts.description_question(0)
+  if args.image and not prompt:
+    parser.error("give --prompt, what to ask about the image, or --describe")
   asked = predict_one.Asked(
-    prompt=args.prompt or "",
+    prompt=prompt,
     describe=args.describe,
-    looking=scans.Looking(args.axis, args.window, args.modality),
+    looking=scans.Looking(
+      args.axis, args.window, args.modality, _trained(args.workdir)
+    ),
     cleanup=cleanup.Cleanup(args.smooth, args.min_mm3, args.largest),
     rtstruct=args.rtstruct,
   )
@@ -59,7 +65,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _one(args: argparse.Namespace, asked: predict_one.Asked) -> int:
-  if args.skip_existing and predict_one.is_done(args.out, asked):
+  told = predict_one.identity(args.image)
+  if args.skip_existing and predict_one.is_done(args.out, asked, told):
     print(f"predict: {args.out} holds the answer already")
     return 0
   scan = predict_one.open_scan(args.image, asked)
@@ -73,7 +80,7 @@ def _one(args: argparse.Namespace, asked: predict_one.Asked) -> int:
     disable=scan.kind == "picture",
   ) as bar:
     said = predict_one.ask(assistant, scan, asked, bar.update)
-  answered = predict_one.write(args.out, args.image, scan, asked, said)
+  answered = predict_one.write(args.out, args.image, scan, asked, said, told)
   print(f"predict: {answered['text']}")
   for target in answered["targets"]:
     box = target.get("box_xyxy") or target.get("box_voxels")
@@ -86,6 +93,11 @@ def _one(args: argparse.Namespace, asked: predict_one.Asked) -> int:
         else "absent"
       )
     )
+  if shown := answered.get("shown"):
+    print(
+      f"predict: shown as {shown['modality']}, window {shown['window']}: "
+      f"{shown['why']}"
+    )
   if isinstance(said, volumes.VolumeAnswer):
     print(
       f"predict: {said.slices} slices in {said.seconds:.1f} s, "
@@ -94,6 +106,14 @@ def _one(args: argparse.Namespace, asked: predict_one.Asked) -> int:
     )
   print(f"predict: written to {args.out}")
   return 0
+
+
+def _trained(workdir: epath.Path | None) -> tuple[str, ...]:
+  """Windows in which the run learnt that is to answer, if any is there."""
+  try:
+    return predict_tasks.windows_of(workdir or runs.newest())
+  except FileNotFoundError:
+    return ()  # which is said where it is needed
 
 
 def _assistant(args: argparse.Namespace) -> answering.Assistant:
@@ -123,7 +143,8 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     "--describe",
     action="store_true",
-    help="the prompt asks for a description and names no target",
+    help="ask for a description, in which no target is named; --prompt may say "
+    "it in other words",
   )
   parser.add_argument(
     "--workdir",
@@ -131,7 +152,11 @@ def _parser() -> argparse.ArgumentParser:
     help="a run or a converted checkpoint; default: the newest in runs/",
   )
   parser.add_argument(
-    "--out", type=pathlib.Path, default=pathlib.Path("prediction")
+    "--out",
+    type=pathlib.Path,
+    default=pathlib.Path("prediction"),
+    help="folder of the answer, or of many images one folder each (default: "
+    "%(default)s)",
   )
   parser.add_argument(
     "--list-tasks",
@@ -165,7 +190,8 @@ def _add_many_flags(parser: argparse.ArgumentParser) -> None:
   group.add_argument(
     "--skip-existing",
     action="store_true",
-    help="leave out what is answered already, to go on with a stopped run",
+    help="leave out images whose answer to the same question is there "
+    "already, to go on with a stopped run",
   )
   group.add_argument(
     "--batch",
@@ -177,29 +203,38 @@ def _add_many_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_volume_flags(parser: argparse.ArgumentParser) -> None:
   group = parser.add_argument_group("volumes")
-  group.add_argument("--axis", choices=geometry.AXES, default="axial")
+  group.add_argument(
+    "--axis",
+    choices=geometry.AXES,
+    default="axial",
+    help="slices along it (default: %(default)s)",
+  )
   group.add_argument(
     "--window",
-    choices=windows.CT,
+    choices=windows.CHOICES,
     default="",
-    help="of Hounsfield units; default: by what the prompt asks for",
+    help="of Hounsfield units, or percentiles of any values; default: of those "
+    "that the run learnt in, the one for what the prompt asks for. answer.json "
+    "says which it was",
   )
   group.add_argument(
     "--modality",
     default="",
-    help='in words, "computed tomography"; default: as file or prompt say',
+    help="CT, MR, X-ray, ... or in words; default: as prompt, file or its name "
+    "say",
   )
   group.add_argument(
     "--smooth",
     action="store_true",
-    help="a voxel is what two of it and its neighbours in the next slices are",
+    help="by majority: a voxel belongs to a target where at least two of three "
+    "say so, itself and the same place in the slices before and after",
   )
   group.add_argument(
     "--min-mm3",
     type=float,
     default=0.0,
     metavar="MM3",
-    help="leave out pieces that are smaller",
+    help="leave out pieces that are smaller (default: %(default)s)",
   )
   group.add_argument(
     "--largest", action="store_true", help="keep the largest piece of a class"

@@ -1,13 +1,15 @@
 """Many jobs of `rcmed predict`, and the manifest of what became of them.
 
-  OUT/manifest.json      counts, and image, prompt, folder, state of each job
+  OUT/manifest.json      counts, and image, prompt, folder, state of each job;
+                         "earlier", those of runs before that this has not
   OUT/NAME/              the answer of a job, see `predict_one`
 
 A job is waiting, done, failed or skipped; their counts add up to all. NAME is
 the place of the file below the folder, or what the jobs file says; of DICOM it
 is a number, since exports are named after patients. The manifest alone tells
 which file that was, and keeps the number when the run is taken up again: it is
-as confidential as the names of the files.
+as confidential as the names of the files. A number is given once: where the
+manifest was lost, not to a folder that is there.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +19,7 @@ import dataclasses
 import functools
 import io
 import json
+import os
 import pathlib
 import re
 import time
@@ -57,6 +60,7 @@ class State:
   """What became of all jobs. It is what the manifest holds."""
 
   entries: list[dict[str, Any]]
+  earlier: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   written: float = 0.0
 
   def counts(self) -> dict[str, int]:
@@ -66,7 +70,11 @@ class State:
 
   def write(self, out: pathlib.Path) -> None:
     """Writes the manifest."""
-    values = {"counts": self.counts(), "jobs": self.entries}
+    values = {
+      "counts": self.counts(),
+      "jobs": self.entries,
+      "earlier": self.earlier,
+    }
     predict_one.write_json(out / MANIFEST, values)
     self.written = time.monotonic()
 
@@ -136,16 +144,19 @@ def run(
     skip: whether jobs whose answer is there are left out.
   """
   out.mkdir(parents=True, exist_ok=True)
+  names = {job.name for job in jobs}
   state = State(
     [
       {
-        "image": str(job.image),
+        # Wherever the next run is started from, it is the same file.
+        "image": os.path.abspath(job.image),
         "prompt": job.asked.prompt,
         "out": job.name,
         "state": "waiting",
       }
       for job in jobs
-    ]
+    ],
+    [entry for entry in _before(out) if entry["out"] not in names],
   )
   state.write(out)
   try:
@@ -163,6 +174,16 @@ def run(
   return state
 
 
+@dataclasses.dataclass(frozen=True)
+class _Begun:
+  """A job whose image is open."""
+
+  job: Job
+  entry: dict[str, Any]
+  scan: scans.Scan
+  input_sha256: str
+
+
 class _Worker:
   """Does jobs and says in their entries what became of them.
 
@@ -175,13 +196,14 @@ class _Worker:
     self._assistant = functools.cache(load)
     self._out = out
     self._skip = skip
-    self._waiting: list[tuple[Job, dict[str, Any], scans.Scan]] = []
+    self._waiting: list[_Begun] = []
 
   def work(self, jobs: Iterable[tuple[Job, dict[str, Any]]]) -> Iterator[int]:
     """How many have come to their end, now and again."""
     for job, entry in jobs:
       out = self._out / job.name
-      if self._skip and predict_one.is_done(out, job.asked):
+      told = predict_one.identity(job.image)
+      if self._skip and predict_one.is_done(out, job.asked, told):
         entry["state"] = "skipped"
         yield 1
         continue
@@ -190,11 +212,12 @@ class _Worker:
         if job.fault:
           raise ValueError(job.fault)
         scan = predict_one.open_scan(job.image, job.asked)
+        begun = _Begun(job, entry, scan, told)
         if scan.kind == "picture":
-          self._waiting.append((job, entry, scan))
+          self._waiting.append(begun)
         else:
           said = predict_one.ask(assistant, scan, job.asked)
-          self._done(job, entry, scan, said)
+          self._done(begun, said)
       if entry["state"] != "waiting":
         yield 1
       if len(self._waiting) == assistant.rows:
@@ -210,31 +233,31 @@ class _Worker:
     said: list[Answer | None] = [None] * len(waiting)
     if len(waiting) > 1:
       questions = [
-        predict_one.question(scan, job.asked) for job, _, scan in waiting
+        predict_one.question(begun.scan, begun.job.asked) for begun in waiting
       ]
       with contextlib.suppress(ValueError):
         said = [*assistant.ask_many(questions)]
     together = (time.monotonic() - start) / len(waiting)
-    for (job, entry, scan), one in zip(waiting, said, strict=True):
-      with _told(entry):
+    for begun, one in zip(waiting, said, strict=True):
+      with _told(begun.entry):
         self._done(
-          job,
-          entry,
-          scan,
-          one or predict_one.ask(assistant, scan, job.asked),
+          begun,
+          one or predict_one.ask(assistant, begun.scan, begun.job.asked),
         )
-      entry["seconds"] = round(entry["seconds"] + together, 3)
+      begun.entry["seconds"] = round(begun.entry["seconds"] + together, 3)
     return len(waiting)
 
-  def _done(
-    self,
-    job: Job,
-    entry: dict[str, Any],
-    scan: scans.Scan,
-    said: Answer | volumes.VolumeAnswer,
-  ) -> None:
-    predict_one.write(self._out / job.name, job.image, scan, job.asked, said)
-    entry["state"] = "done"
+  def _done(self, begun: _Begun, said: Answer | volumes.VolumeAnswer) -> None:
+    job = begun.job
+    predict_one.write(
+      self._out / job.name,
+      job.image,
+      begun.scan,
+      job.asked,
+      said,
+      begun.input_sha256,
+    )
+    begun.entry["state"] = "done"
 
 
 @contextlib.contextmanager
@@ -256,26 +279,41 @@ class _Numbers:
   """Names of jobs: of DICOM, numbers that an earlier manifest gave."""
 
   def __init__(self, out: pathlib.Path):
-    try:
-      held = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-      self._known = {
-        entry["image"]: entry["out"]
-        for entry in held["jobs"]
-        if _NUMBERED.fullmatch(entry["out"])
-      }
-    except (OSError, ValueError, KeyError, TypeError):
-      self._known = {}
-    taken = [int(name.partition("-")[2]) for name in self._known.values()]
+    self._known = {
+      os.path.abspath(entry["image"]): entry["out"]
+      for entry in _before(out)
+      if _NUMBERED.fullmatch(entry["out"])
+    }
+    there = [path.name for path in out.iterdir()] if out.is_dir() else []
+    taken = [
+      int(found[1])
+      for name in (*self._known.values(), *there)
+      if (found := _NUMBERED.fullmatch(name))
+    ]
     self._last = max(taken, default=0)
 
   def name(self, path: pathlib.Path, otherwise: str) -> str:
     """The name of a job, `otherwise` unless it is of DICOM."""
     if not (_is_series(path) or (path.is_file() and dicom_file.is_dicom(path))):
       return otherwise
-    if str(path) not in self._known:
+    place = os.path.abspath(path)
+    if place not in self._known:
       self._last += 1
-      self._known[str(path)] = f"dicom-{self._last:04d}"
-    return self._known[str(path)]
+      self._known[place] = f"dicom-{self._last:04d}"
+    return self._known[place]
+
+
+def _before(out: pathlib.Path) -> list[dict[str, Any]]:
+  """Entries of an earlier manifest; none where it cannot be read."""
+  try:
+    held = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    return [
+      entry
+      for entry in (*held["jobs"], *held.get("earlier", ()))
+      if isinstance(entry["image"], str) and isinstance(entry["out"], str)
+    ]
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    return []
 
 
 def _found(

@@ -1,6 +1,7 @@
 """One job of `rcmed predict`: what is asked, and the files of its answer.
 
-  answer.json            text, targets, modality; of volumes also timings
+  answer.json            text, targets, modality, what it is an answer about
+                         and to; of volumes also timings
   overlay.png            of a picture
   mask-N-NAME.png        target N of a picture
   mask-N-NAME.nii.gz     of a NIfTI or NRRD volume, on its grid
@@ -15,8 +16,10 @@ nothing of whom a DICOM image is of, nor where its file lay. That of a picture
 has no timings, so that the same answer makes the same file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
+import glob
+import hashlib
 import json
 import os
 import pathlib
@@ -26,7 +29,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from rcmed_jax.data import checks, modalities
 from rcmed_jax.eval import overlays
+from rcmed_jax.ingest.dicom import privacy
 from rcmed_jax.serve import (
   dicom_rtstruct_out,
   dicom_seg_out,
@@ -52,6 +57,12 @@ _OURS = re.compile(
   r"|labels\.nii\.gz"
 )
 
+_MOST_TOLD = 5  # files of a series that cannot be read, by name
+
+# Headers whose voxels lie in another file: of its name, or named in a line.
+_HEADERS = (".hdr", ".nhdr")
+_DATA_FILE = re.compile(rb"(?im)^data ?file:[ \t]*(\S.*?)\s*$")
+
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
@@ -68,10 +79,20 @@ def open_scan(image: pathlib.Path, asked: Asked) -> scans.Scan:
   """What is asked about.
 
   Raises:
-    DataError: as `scans.open_scan`.
-    ValueError: contours are asked for, and there is nowhere to draw them.
+    DataError: as `scans.open_scan`, or files of a series cannot be read.
+    ValueError: contours are asked for, and there is nowhere to draw them; or
+      values look like Hounsfield units, and nothing says what they are.
   """
   scan = scans.open_scan(image, asked.prompt, asked.looking)
+  if scan.faults:  # a slice too few would not be seen in the answer
+    raise _shortened(image, scan.faults)
+  if scan.modality == modalities.UNKNOWN and scan.shown is not None:
+    shown = scan.shown()
+    if shown.doubtful:
+      raise ValueError(
+        f"{image}: {shown.why}; say --modality CT, or --window percentiles if "
+        "it is no computed tomography."
+      )
   if asked.rtstruct and (scan.kind != "dicom" or scan.voxel_mm3 is None):
     raise ValueError(
       "--rtstruct draws contours on a DICOM series that says where its slices "
@@ -80,15 +101,43 @@ def open_scan(image: pathlib.Path, asked: Asked) -> scans.Scan:
   return scan
 
 
-def is_done(out: pathlib.Path, asked: Asked) -> bool:
-  """Whether the folder holds the answer to the same question.
+def is_done(out: pathlib.Path, asked: Asked, input_sha256: str) -> bool:
+  """Whether the folder holds the answer to the same question about this input.
 
-  Which model gave it is not asked.
+  Which model gave it is not asked. An answer that does not say what it is
+  about is none: a folder's name alone may be that of another patient.
+
+  Args:
+    input_sha256: see `identity`.
   """
   held = _held(out)
-  if held.get("prompt") != asked.prompt:
-    return False
-  return "options" not in held or held["options"] == _options(asked)
+  return (
+    bool(input_sha256)
+    and held.get("input_sha256") == input_sha256
+    and held.get("prompt") == asked.prompt
+    and held.get("options") == _options(asked)
+  )
+
+
+def identity(image: pathlib.Path) -> str:
+  """SHA-256 of what is asked about, wherever it lies; "": it cannot be read.
+
+  Of a folder, of the sums of all files in it; of a header, with the
+  files that hold its voxels.
+  """
+  try:
+    folder = image.is_dir()
+    parts = privacy.files(image) if folder else [image, *_beside(image)]
+    sums = []
+    for part in parts:
+      with part.open("rb") as file:
+        sums.append(hashlib.file_digest(file, "sha256").hexdigest())
+  except OSError:
+    return ""
+  if len(sums) == 1:
+    return sums[0]
+  # In the order of the sums: a file's name is no part of a series.
+  return hashlib.sha256("\n".join(sorted(sums)).encode()).hexdigest()
 
 
 def ask(
@@ -131,8 +180,13 @@ def write(
   scan: scans.Scan,
   asked: Asked,
   said: Answer | volumes.VolumeAnswer,
+  input_sha256: str | None = None,
 ) -> dict[str, Any]:
-  """What `answer.json` says; it and the masks lie in `out` then."""
+  """What `answer.json` says; it and the masks lie in `out` then.
+
+  Args:
+    input_sha256: see `identity`; None: nobody will ask whether it is done.
+  """
   _begin(out)
   more: dict[str, Any] = {}
   if isinstance(said, volumes.VolumeAnswer):
@@ -148,8 +202,11 @@ def write(
     "text": said.text,
     "modality": said.modality,
     "targets": entries,
+    "options": _options(asked),
     **more,
   }
+  if input_sha256 is not None:
+    answered["input_sha256"] = input_sha256
   write_json(out / ANSWER, answered)
   return answered
 
@@ -168,6 +225,31 @@ def _held(out: pathlib.Path) -> dict[str, Any]:
   except (OSError, ValueError):
     return {}
   return held if isinstance(held, dict) else {}
+
+
+def _shortened(
+  image: pathlib.Path, faults: Sequence[checks.DataError]
+) -> checks.DataError:
+  """The refusal of a series that may lack slices."""
+  told = ", ".join(f"{one.path} ({one.message})" for one in faults[:_MOST_TOLD])
+  more = len(faults) - _MOST_TOLD
+  return checks.DataError(
+    image,
+    "series",
+    f"{len(faults)} of its files cannot be read, and slices may be missing: "
+    f"{told}{f' and {more} more' if more > 0 else ''}",
+    "Get them again; or, if they are none of its slices, move them elsewhere",
+  )
+
+
+def _beside(header: pathlib.Path) -> list[pathlib.Path]:
+  """Files with a header's voxels; of a file that is no header, none."""
+  if header.suffix.lower() not in _HEADERS:
+    return []
+  found = {*header.parent.glob(f"{glob.escape(header.stem)}.*")}
+  for name in _DATA_FILE.findall(header.read_bytes()):
+    found.add(header.parent / os.fsdecode(name))
+  return sorted(p for p in found - {header} if p.is_file())
 
 
 def _begin(out: pathlib.Path) -> None:
@@ -282,11 +364,12 @@ def _of_volume(
   if labels is not None:
     _write_nifti(out / LABELS, labels, scan)
   return {
+    # What the model saw: other values than it was trained on mean nothing.
+    "shown": scan.shown().json() if scan.shown else None,
     "labels": None if labels is None else LABELS,
     # Its regions have the numbers of the segments.
     "structures": STRUCTURES if (out / STRUCTURES).is_file() else None,
     "texts": [{"text": text, "slices": count} for text, count in said.said],
-    "options": _options(asked),
     "timings": {
       "slices": said.slices,
       "seconds": round(said.seconds, 3),
@@ -301,6 +384,7 @@ def _options(asked: Asked) -> dict[str, Any]:
     "describe": asked.describe,
     "rtstruct": asked.rtstruct,
     **dataclasses.asdict(asked.looking),
+    "trained": [*asked.looking.trained],  # as JSON gives it back
     **dataclasses.asdict(asked.cleanup),
   }
 

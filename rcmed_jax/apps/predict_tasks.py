@@ -87,3 +87,21 @@ def trained(workdir: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
     for task in told if source == TRAINED else ():
       found.setdefault(task["modality"], set()).add(task["class"])
   return {modality: tuple(sorted(names)) for modality, names in found.items()}
+
+
+def windows_of(workdir: str | os.PathLike[str]) -> tuple[str, ...]:
+  """Windows of CT that a run learnt in, as its starts put down; () if none did.
+
+  Args:
+    workdir: of a run or converted checkpoint.
+
+  Raises:
+    ValueError: as `manifest.read`.
+  """
+  return tuple(
+    dict.fromkeys(
+      name
+      for start in manifest.read(workdir)
+      for name in start.get("windows", ())
+    )
+  )

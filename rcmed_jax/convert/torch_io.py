@@ -103,8 +103,7 @@ def _shards(path: pathlib.Path) -> list[pathlib.Path]:
   shards: list[pathlib.Path] = []
   for index in (path / INDEX, path / TORCH_INDEX):
     if index.is_file() and not shards:
-      named = json_file.read(index).get("weight_map", {})
-      shards = sorted({path / name for name in named.values()})
+      shards = _named(path, index)
   adapters = [path / name for name in ADAPTERS if (path / name).is_file()]
   for pattern in _PATTERNS:
     shards = shards or sorted(set(path.glob(pattern)) - set(adapters))
@@ -116,3 +115,21 @@ def _shards(path: pathlib.Path) -> list[pathlib.Path]:
       "all its shards."
     )
   return shards + adapters[:1]
+
+
+def _named(folder: pathlib.Path, index: pathlib.Path) -> list[pathlib.Path]:
+  """The shards of an index, which is not trusted to be one."""
+  named = json_file.read(index).get("weight_map", {})
+  values = named.values() if isinstance(named, dict) else [named]
+  for name in values:
+    if (
+      not isinstance(name, str)
+      or pathlib.PurePath(name).name != name
+      or pathlib.PurePath(name).suffix not in _READERS
+    ):
+      raise ValueError(
+        f"{index}: weight_map: expected {{tensor: file name}} of "
+        f"{', '.join(_READERS)} files in its folder, received {name!r}; get "
+        "the index again, or delete it where the folder holds all shards."
+      )
+  return sorted({folder / name for name in values})

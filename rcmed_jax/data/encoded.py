@@ -29,7 +29,7 @@ _WITH_LENGTH = 2
 _BYTES_LIST = 1
 
 # What of a triplet is in its header.
-_WORDS = ("id", "modality", "description", "license", "group")
+_WORDS = ("id", "modality", "description", "license", "group", "window")
 
 
 @functools.cache

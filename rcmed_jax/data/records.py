@@ -26,6 +26,8 @@ class Triplet:
   spacing_mm: tuple[float, float] | None  # rows, columns; None: unknown
   source: str  # the dataset
   license: str | None
+  # Of a volume, what its grey values were shown in; see `ingest/volumes`.
+  window: str | None = None
   # What must not lie on both sides of a split: a patient, a volume. A
   # pseudonym; None: the image stands for itself.
   group: str | None = None

@@ -69,6 +69,7 @@ class Shard:
   headers: File
   # [dataset, modality, its classes]
   classes: tuple[tuple[str, str, tuple[str, ...]], ...]
+  windows: tuple[str, ...] = ()  # in which volumes are shown, sorted
 
   @property
   def examples_name(self) -> str:
@@ -90,6 +91,7 @@ def from_json(values: dict[str, Any]) -> Shard:
     (dataset, modality, tuple(names))
     for dataset, modality, names in values["classes"]
   )
+  known["windows"] = tuple(values.get("windows", ()))
   return Shard(**known)
 
 
@@ -177,6 +179,7 @@ class Stored:
   spacing_mm: tuple[float, float] | None
   license: str | None
   group: str | None
+  window: str | None  # of volumes; None also where none was kept
   place: int  # its number in `shards`
   shards: "Shards" = dataclasses.field(repr=False, compare=False)
 
@@ -206,6 +209,7 @@ class Stored:
       source=self.dataset,
       license=self.license,
       group=self.group,
+      window=self.window,
     )
 
 
@@ -289,6 +293,10 @@ class Shards(Sequence[Stored]):
         yield self._stored(place, name, offset, line)
         place += 1
 
+  def windows(self) -> tuple[str, ...]:
+    """In which its volumes are shown; from the manifest alone."""
+    return tuple(sorted({w for shard in self._shards for w in shard.windows}))
+
   def class_table(self) -> dict[tuple[str, str], tuple[str, ...]]:
     """(dataset, modality) -> its classes, sorted; from the manifest alone."""
     table: dict[tuple[str, str], set[str]] = {}
@@ -356,6 +364,7 @@ class Shards(Sequence[Stored]):
         spacing_mm=tuple(spacing) if spacing else None,
         license=values.get("license"),
         group=values.get("group"),
+        window=values.get("window"),
         place=place,
         shards=self,
       )

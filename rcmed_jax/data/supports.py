@@ -6,9 +6,10 @@ DIR/images/NAME.png              or images, and for each a mask of the same
 DIR/masks/NAME.png               name
 """
 
+import glob
 import pathlib
 
-from rcmed_jax.data import readers
+from rcmed_jax.data import modalities, readers
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.data.records import Record
 
@@ -27,14 +28,16 @@ def read(
   Args:
     folder: of either form.
     name: the class.
-    modality: in words, "computed tomography"; None takes it from an index, or
-      from the names of the images (<modality>--...).
+    modality: as anybody writes it, "CT"; None takes it from an index, or from
+      the names of the images (<modality>--...).
 
   Raises:
     DataError: the folder has neither form, holds no example of the class, an
       image lacks its mask, or the modality cannot be told.
+    ValueError: the modality is not known.
   """
   folder = pathlib.Path(folder)
+  modality = modalities.normal(modality or "")
   indices = sorted(folder.glob(_INDEX))
   if len(indices) > 1:
     names = ", ".join(path.name for path in indices)
@@ -76,14 +79,14 @@ def _from_index(path: pathlib.Path, name: str) -> list[Record]:
 
 
 def _from_folder(
-  folder: pathlib.Path, name: str, modality: str | None
+  folder: pathlib.Path, name: str, modality: str
 ) -> list[Record]:
   images = sorted(p for p in folder.glob("images/*") if p.is_file())
   if not images:
     raise DataError(folder, "support", "there is no example in it", _FORM)
   found = []
   for image in images:
-    masks = sorted((folder / "masks").glob(f"{image.stem}.*"))
+    masks = sorted((folder / "masks").glob(f"{glob.escape(image.stem)}.*"))
     if len(masks) != 1:
       raise DataError(
         image,
@@ -96,12 +99,23 @@ def _from_folder(
         image=str(image),
         id=f"images/{image.name}",
         masks=((str(masks[0]), name),),
-        modality=modality
-        or readers.modality_name(image.name, readers.MODALITIES),
+        modality=modality or _modality_of(image),
         dataset="",
       )
     )
   return found
+
+
+def _modality_of(image: pathlib.Path) -> str:
+  try:
+    return readers.modality_name(image.name, readers.MODALITIES)
+  except DataError as error:
+    raise DataError(
+      image,
+      "modality",
+      "its name does not say which it is",
+      'Say it, for example --modality X-ray, or name images "x-ray--NAME.png"',
+    ) from error
 
 
 def _of(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import dataclasses
 from typing import Protocol
 
+from rcmed_jax.data import modalities
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.data.records import Triplet
 
@@ -29,17 +30,21 @@ EMPTY_SLICES = ("drop", "keep")
 class Options:
   """What the files do not say of themselves, or say wrongly."""
 
-  modality: str = ""  # in words, "computed tomography"; "": as the files say
+  # As anybody writes it, kept as `modalities.normal` does; "": as files say.
+  modality: str = ""
   dataset: str = ""  # "": the name of the source's folder or file
   license: str = ""  # of images and masks, "CC-BY-4.0"; "": as the files say
   # More words of file names, ("cta", "computed tomography"), ...
   modality_words: tuple[tuple[str, str], ...] = ()
   # Of volumes:
   axis: str = "axial"  # slices along it: axial, coronal or sagittal
-  empty_slices: str = "drop"  # one of EMPTY_SLICES
+  empty_slices: str = "drop"  # one of EMPTY_SLICES; of volumes with labels
+  # One of EMPTY_SLICES, too, of volumes without: that nobody has labelled what
+  # is in them does not mean that nothing is.
+  unlabelled: str = "drop"
   assume_same_grid: bool = False  # labels fit voxel for voxel, whatever is said
   label_names: tuple[tuple[int, str], ...] = ()  # label value -> class
-  window: str = ""  # one of windows.CT; "": by the targets in the slice
+  window: str = ""  # one of windows.CHOICES; "": by the classes of the labels
   # Of slides and other large pictures: tiles of so many pixels a side, of which
   # neighbours share so many.
   tile: int = 1024
@@ -50,11 +55,16 @@ class Options:
   key: bytes = b""
 
   def __post_init__(self) -> None:
-    if self.empty_slices not in EMPTY_SLICES:
-      raise ValueError(
-        f"empty_slices={self.empty_slices!r} is none of "
-        f"{', '.join(EMPTY_SLICES)}."
-      )
+    words = modalities.normal_words(self.modality_words)
+    object.__setattr__(self, "modality_words", words)
+    name = modalities.normal(self.modality, words)
+    object.__setattr__(self, "modality", name)
+    for field in ("empty_slices", "unlabelled"):
+      value = getattr(self, field)
+      if value not in EMPTY_SLICES:
+        raise ValueError(
+          f"{field}={value!r} is none of {', '.join(EMPTY_SLICES)}."
+        )
     if not 0 <= self.tile_overlap < self.tile:
       raise ValueError(
         f"tile_overlap={self.tile_overlap}: expected 0 to less than the tile's "

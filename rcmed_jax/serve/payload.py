@@ -6,6 +6,7 @@ announces is checked before anything is decoded.
 
 import base64
 import binascii
+import dataclasses
 import pathlib
 import re
 import tempfile
@@ -15,7 +16,7 @@ import zlib
 import numpy as np
 import PIL.Image
 
-from rcmed_jax.data import images
+from rcmed_jax.data import images, modalities
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.ingest import sources
 from rcmed_jax.ingest.dicom import dicom, dicom_file
@@ -37,8 +38,6 @@ _END, _ZIP64 = b"PK\x05\x06", b"PK\x06\x07"
 _END_BYTES, _COMMENT, _ENTRY_BYTES = 22, 65_535, 1000
 # Of a file of one picture: 16 bits of three colours, and what is said of it.
 _BYTES_A_PIXEL = 8
-# Of a DICOM file that says no modality of its own: how its values are shown.
-_UNSAID = "X-Ray"
 
 
 def from_text(text: str, field: str, *, bare: bool) -> bytes:
@@ -210,12 +209,12 @@ def _dicom(path: pathlib.Path, field: str, most_pixels: int) -> np.ndarray:
   if header.rows * header.columns > most_pixels:
     raise _too_many(field, most_pixels)
   faults: list[DataError] = []
-  said = header.modality in dicom.dicom_header.MODALITIES
-  options = sources.Options(
-    empty_slices="keep", modality="" if said else _UNSAID, dataset="request"
-  )
+  options = sources.Options(unlabelled="keep", dataset="request")
   source = dicom.open_source(path, options)
   for unit in source.units(faults.append):
+    assert isinstance(unit, dicom.Unit)
+    told = unit.modality or modalities.UNKNOWN
+    unit = dataclasses.replace(unit, modality=told)
     for triplet in unit.triplets(faults.append):
       return triplet.image_IJC
   raise faults[0] if faults else BadFieldError(field, "it is empty", 400)

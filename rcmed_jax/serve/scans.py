@@ -4,18 +4,19 @@ Whatever it is, it comes as slices that a model can see, in the order of a view,
 which knows the way back to the grid of the file.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import functools
 import pathlib
 import re
 from typing import Any
 
 import numpy as np
 
-from rcmed_jax.data import images, readers
+from rcmed_jax.data import images, modalities
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.ingest import sources
-from rcmed_jax.ingest.dicom import dicom, dicom_file, dicom_stack
+from rcmed_jax.ingest.dicom import dicom, dicom_file, dicom_stack, privacy
 from rcmed_jax.ingest.volumes import (
   geometry,
   nifti,
@@ -25,9 +26,13 @@ from rcmed_jax.ingest.volumes import (
   windows,
 )
 
-# Where neither file, name nor request says what was measured. Such a volume
-# goes by its percentiles.
-UNKNOWN = "unknown"
+UNKNOWN = modalities.UNKNOWN
+
+# Files that are no slice by their name, in small letters.
+_NO_SLICE = re.compile(
+  r"\..*|dicomdir|thumbs\.db|desktop\.ini|license|readme"
+  r"|.*\.(?:txt|md|csv|json|xml|html?|pdf|png|jpe?g)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +40,18 @@ class Looking:
   """How volumes are looked at."""
 
   axis: str = "axial"  # slices along it: axial, coronal or sagittal
-  window: str = ""  # one of windows.CT; "": by what is asked for
-  modality: str = ""  # in words; "": as the file or the request says
+  window: str = ""  # one of windows.CHOICES; "": by what is asked for
+  # As anybody writes it, kept as `modalities.normal` does; "": as the request,
+  # the file or its name says.
+  modality: str = ""
+  # Windows of CT in which the model learnt; (): nobody knows.
+  trained: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:
     geometry.check_axis(self.axis)
     windows.check(self.window)
+    name = modalities.normal(self.modality)
+    object.__setattr__(self, "modality", name)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,10 +69,16 @@ class Scan:
   # to the last.
   files: tuple[pathlib.Path, ...] = dataclasses.field(default=(), repr=False)
   order: tuple[int, ...] = ()
-  # Files beside the series that are none of it, or cannot be read.
+  # Files of the folder that cannot be read: slices that the series may lack.
   faults: tuple[DataError, ...] = dataclasses.field(default=(), repr=False)
   # Of a series, what was measured, in the order of the file's axes.
   values: Callable[[], Any] | None = dataclasses.field(default=None, repr=False)
+  modality: str = UNKNOWN  # as the request, file or its name says
+  # Of what is no picture file, how it is shown; that takes as long as reading
+  # it, unless its pictures came before.
+  shown: Callable[[], windows.Shown] | None = dataclasses.field(
+    default=None, repr=False
+  )
 
   @property
   def voxel_mm3(self) -> float | None:
@@ -88,7 +105,7 @@ def open_scan(
   """The scan of a file, or of a folder with one DICOM series.
 
   Args:
-    text: the request, which may name the modality and decides the window.
+    text: the request, which may name the modality and asks for the window.
     looking: None: axial slices, and what the file says.
 
   Raises:
@@ -123,13 +140,7 @@ def _volume(
   kind: str, read: pairs.Read, path: pathlib.Path, text: str, looking: Looking
 ) -> Scan:
   stored = read(path, "image")
-  options = _options(looking, text)
-  if not options.modality:
-    try:
-      modality = volumes.modality(path, (path.name, text), options)
-    except DataError:
-      modality = UNKNOWN
-    options = dataclasses.replace(options, modality=modality)
+  options = _options(looking)
   view = geometry.View.of(stored.grid, looking.axis)
   volume = volumes.Volume(
     id="volume",
@@ -137,26 +148,28 @@ def _volume(
     voxels=stored.voxels,
     view=view,
     targets=None,
-    modality=options.modality,
+    modality=looking.modality or _said(text, path.name),
     dataset="",
     license=None,
     group="",
+    classes=tuple(windows.named(text)),
+  )
+  look = functools.cache(
+    lambda: volumes.look_at(volume, options, looking.trained)
   )
   return Scan(
     path,
     kind,
     view,
-    lambda: _shown(
-      lambda faults: volumes.triplets(volume, options, faults),
-      view.shape[0],
-      path,
-    ),
+    lambda: volumes.pictures(dataclasses.replace(volume, look=look()), options),
     stored.grid,
+    modality=volume.modality,
+    shown=lambda: look().shown,
   )
 
 
 def _dicom(path: pathlib.Path, text: str, looking: Looking) -> Scan:
-  options = _options(looking, text)
+  options = _options(looking)
   faults: list[DataError] = []
   units = [
     unit
@@ -174,58 +187,70 @@ def _dicom(path: pathlib.Path, text: str, looking: Looking) -> Scan:
     )
   # Masks that lie beside the series are another's answer.
   unit = dataclasses.replace(
-    units[0], masks=(), modality=units[0].modality or UNKNOWN
+    units[0], masks=(), modality=units[0].modality or _said(text)
   )
   headers = [dicom_file.read_header(file) for file in unit.files]
   stack = dicom_stack.stack(headers, unit.where, looking.axis)
+
+  found: list[windows.Shown] = []
+
+  def opened() -> volumes.Volume:
+    volume = unit.open(faults.append, windows.named(text), looking.trained)
+    assert volume.look is not None
+    found[:] = [volume.look.shown]
+    return volume
+
+  def shown() -> windows.Shown:
+    if not found:
+      opened()
+    return found[0]
+
   return Scan(
     path,
     "dicom",
     stack.view,
-    lambda: _shown(unit.triplets, stack.view.shape[0], unit.where),
+    lambda: volumes.pictures(opened(), options),
     stack.grid,
     tuple(file.path for file in unit.files),
     stack.order,
-    tuple(faults),
+    _slices_lost(path, faults),
     lambda: unit.values(stack),
+    unit.modality,
+    shown,
   )
 
 
-def _options(looking: Looking, text: str) -> sources.Options:
-  """A window that is asked for says that it is of Hounsfield units."""
-  modality = looking.modality
-  if looking.window and not modality:
-    modality = readers.MODALITIES["ct"]
-  # What is asked for stands between commas and "and": each has its window.
-  parts = re.split(r"[,;]|\band\b", text)
-  return sources.Options(
-    modality=modality,
-    axis=looking.axis,
-    empty_slices="keep",
-    window=looking.window or windows.choose(parts),
-  )
+def _slices_lost(
+  path: pathlib.Path, faults: Sequence[DataError]
+) -> tuple[DataError, ...]:
+  """The faults that may be of slices.
 
-
-def _shown(
-  triplets: Callable[[sources.Faults], Iterator],
-  depth: int,
-  where: object,
-) -> Iterator[np.ndarray]:
-  """The pictures of all slices.
-
-  Raises:
-    DataError: they are not all there.
+  Not those of masks, nor of what systems and people leave beside DICOM files.
   """
-  faults: list[DataError] = []
-  count = 0
-  for triplet in triplets(faults.append):
-    count += 1
-    yield triplet.image_IJC
-  if count != depth:
-    raise (
-      faults[0]
-      if faults
-      else DataError(
-        where, "image", f"{count} of {depth} slices came", "Get it again"
-      )
-    )
+  named = {
+    str(path) if one == path else f"{path}#{number}": one.name.lower()
+    for number, one in enumerate(privacy.files(path), 1)
+  }
+  return tuple(
+    fault
+    for fault in faults
+    if fault.field != "mask"
+    and not _NO_SLICE.fullmatch(named.get(fault.path, ""))
+  )
+
+
+def _said(text: str, name: str = "") -> str:
+  """What a request, or else a file's name, says was measured."""
+  for found in (modalities.in_sentence(text), modalities.in_name(name)):
+    if len(found) == 1:
+      return found.pop()
+  return UNKNOWN
+
+
+def _options(looking: Looking) -> sources.Options:
+  return sources.Options(
+    modality=looking.modality,
+    axis=looking.axis,
+    unlabelled="keep",
+    window=looking.window,
+  )

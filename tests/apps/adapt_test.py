@@ -167,6 +167,7 @@ def test_evaluate_asks_for_the_class_alone(
   [
     (("--class", "lump", "--support", "{tmp}"), "there is no example in it"),
     (("--class", "lump", "--pixels", "-1"), "must lie in 0..10"),
+    (("--class", "lump", "--out", "{tmp}/x.json"), "ends in .npz"),
   ],
 )
 def test_what_cannot_be_learnt_is_named(

@@ -3,8 +3,10 @@
 import json
 
 import cv2
+import nibabel
 import numpy as np
 import pytest
+import volume_files
 
 from rcmed_jax import cli
 from rcmed_jax.apps import runs, settings
@@ -193,3 +195,20 @@ def test_the_ten_real_images_are_built_and_read(shared, tmp_path):
       assert name in stored.classes
       expected_IJ = images.read_mask(path, image_BGR.shape[:2])
       np.testing.assert_array_equal(mask_IJ, expected_IJ)
+
+
+def test_the_window_of_volumes_is_recorded(tmp_path):
+  image, labels, affine = volume_files.patient()
+  for kind, voxels in (("images", image - np.int16(1024)), ("labels", labels)):
+    folder = tmp_path / "in" / kind
+    folder.mkdir(parents=True)
+    nibabel.save(nibabel.Nifti1Image(voxels, affine), folder / "a.nii.gz")
+  told = ("--modality", "ct", "--label", "1=liver", "--label", "2=liver tumor")
+  out = tmp_path / "set"
+  kept = ("--empty-slices", "keep", "--processes", 1, "--out", out)
+  assert _rcmed("data", "build", tmp_path / "in", *told, *kept) == 0
+  found = Shards(out)
+  assert found.windows() == ("liver",)
+  assert {stored.window for stored in found} == {"liver"}
+  assert {stored.load().window for stored in found} == {"liver"}
+  assert () in {stored.classes for stored in found}

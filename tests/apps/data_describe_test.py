@@ -160,7 +160,7 @@ def test_dicom_needs_a_key_that_lasts(tmp_path, capsys):
   file = pydicom.data.get_testdata_file("CT_small.dcm")
   shutil.copy(file, folder)
   told = arguments(folder, tmp_path / "o.json", "", "--processes", "1")
-  told += ["--empty-slices", "keep"]
+  told += ["--unlabelled", "keep"]
   assert cli.main(told) == cli.BAD_INPUT
   assert "need --pseudonym-key" in capsys.readouterr().err
   told += ["--pseudonym-key", str(tmp_path / "key")]

@@ -7,6 +7,7 @@ import pytest
 
 import rcmed_jax
 from rcmed_jax.apps import manifest, predict_tasks, settings
+from rcmed_jax.data import mixture, shards
 
 
 @pytest.fixture
@@ -61,6 +62,26 @@ def test_tasks_are_there_where_the_data_is_gone(told, tmp_path):
     "X-Ray": ("heart", "lung", "rib"),
     "pet": (),
   }
+
+
+def test_the_windows_of_built_sets_are_kept(told, tmp_path):
+  class Built(shards.Shards):
+    def __init__(self, names):
+      self._shards = [types.SimpleNamespace(windows=names, classes=())]
+
+    def __len__(self):
+      return 1
+
+  parts = [Built(("liver", "percentiles")), Built(("bone",)), [_sample()]]
+  items = mixture.Mixture(parts, (1, 1, 1))
+  entry = manifest.add_start(tmp_path, told, [], items=items)
+  assert entry["windows"] == ["bone", "liver"]
+  assert predict_tasks.windows_of(tmp_path) == ("bone", "liver")
+  assert manifest.add_start(tmp_path, told, [])["windows"] == []
+
+
+def _sample():
+  return types.SimpleNamespace(dataset="", modality="pet", classes=())
 
 
 def test_a_built_set_counts_by_its_manifest(told, tmp_path):

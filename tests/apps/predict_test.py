@@ -2,7 +2,9 @@
 brightness."""
 
 import csv
+import hashlib
 import json
+import shutil
 import types
 
 import cv2
@@ -15,8 +17,14 @@ import pytest
 import volume_files
 
 from rcmed_jax import cli
-from rcmed_jax.apps import answering, predict_jobs, predict_tasks, runs
-from rcmed_jax.data import pipeline
+from rcmed_jax.apps import (
+  answering,
+  predict_jobs,
+  predict_one,
+  predict_tasks,
+  runs,
+)
+from rcmed_jax.data import pipeline, prompts
 
 PROMPT = "Where is the spleen in this MRI image?"
 MR = ("--modality", "magnetic resonance")
@@ -76,7 +84,11 @@ def test_a_picture_gives_what_it_always_gave(fake, tmp_path, capsys):
     "mask-0-spleen.png",
     "overlay.png",
   ]
-  assert answer(out) == {
+  held = answer(out)
+  assert held.pop("options")["describe"]
+  digest = hashlib.sha256(image.read_bytes()).hexdigest()
+  assert held.pop("input_sha256") == digest
+  assert held == {
     "image": str(image),
     "prompt": PROMPT,
     "text": "spleen",
@@ -449,6 +461,78 @@ def test_numbers_of_series_stay_when_others_come(fake, tmp_path):
     assert (counts["done"], counts["skipped"]) == (1, number)
 
 
+def test_an_answer_about_another_image_is_not_skipped(fake, tmp_path):
+  out = tmp_path / "out"
+  told = ("--out", out, "--skip-existing")
+  one, two = draw(tmp_path / "a.png"), draw(tmp_path / "b.png", side=48)
+  for image, count in ((one, 1), (two, 2), (two, 2), (one, 3)):
+    assert predict("--image", image, *told) == 0
+    assert len(fake.asked) == count
+  assert answer(out)["image"] == str(one)
+  # The same file at another place is the same image; another question is not.
+  shutil.copy(one, tmp_path / "copy.png")
+  assert predict("--image", tmp_path / "copy.png", *told) == 0
+  assert len(fake.asked) == 3
+  assert predict("--image", one, "--describe", *told) == 0
+  assert len(fake.asked) == 4
+
+
+def test_voxels_beside_their_header_are_part_of_the_image(tmp_path):
+  header = tmp_path / "scan.hdr"
+  header.write_bytes(b"header")
+  voxels = tmp_path / "scan.img"
+  found = set()
+  for content in (b"one", b"two"):
+    voxels.write_bytes(content)
+    found.add(predict_one.identity(header))
+  detached = tmp_path / "other.nhdr"
+  detached.write_bytes(b"NRRD0004\ndata file: scan.img\n")
+  for content in (b"one", b"two"):
+    voxels.write_bytes(content)
+    found.add(predict_one.identity(detached))
+  assert len(found) == 4
+  assert predict_one.identity(tmp_path / "none") == ""
+
+
+def test_a_number_is_of_one_series_for_ever(fake, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for place in ("one/A", "one/B", "two/C"):
+    dicom_files.save_patient(tmp_path / place)
+  out = tmp_path / "out"
+  told = ("--out", out, "--skip-existing")
+  assert predict("--image", "one", *told) == 0
+  jobs, _ = manifest(out)
+  name = next(n for n, job in jobs.items() if job["image"].endswith("B"))
+  before = (out / name / "answer.json").read_bytes()
+  assert predict("--image", "one", *told, "--pattern", "A") == 0
+  assert predict("--image", "two", *told) == 0
+  jobs, counts = manifest(out)
+  assert jobs.keys() == {"dicom-0003"} and counts["done"] == 1
+  assert (out / name / "answer.json").read_bytes() == before
+  # B is known still, from another folder too.
+  monkeypatch.chdir(tmp_path / "one")
+  assert predict("--image", ".", "--pattern", "B", *told) == 0
+  assert manifest(out)[0].keys() == {name}
+  # A manifest that is lost frees no number.
+  (out / predict_jobs.MANIFEST).unlink()
+  monkeypatch.chdir(tmp_path)
+  assert predict("--image", "two", "--out", out) == 0
+  assert manifest(out)[0].keys() == {"dicom-0004"}
+  assert (out / name / "answer.json").read_bytes() == before
+
+
+def test_a_series_in_the_place_of_another_is_asked_about(fake, tmp_path):
+  out = tmp_path / "out"
+  told = ("--image", tmp_path / "in", "--out", out, "--skip-existing")
+  for count in (1, 2):
+    shutil.rmtree(tmp_path / "in", ignore_errors=True)
+    dicom_files.save_patient(tmp_path / "in/A")
+    assert predict(*told) == 0
+    assert manifest(out)[1]["done"] == 1, count
+  assert predict(*told) == 0
+  assert manifest(out)[1]["skipped"] == 1
+
+
 @pytest.mark.parametrize("kind", ["json", "csv"])
 def test_jobs_come_from_a_file(fake, mixed, tmp_path, kind):
   listed = mixed / f"jobs.{kind}"
@@ -544,6 +628,12 @@ def test_either_an_image_or_jobs(fake, tmp_path, capsys):
   assert "give --image or --jobs" in capsys.readouterr().err
 
 
+def test_a_description_needs_no_prompt(fake, tmp_path):
+  told = ("--image", draw(tmp_path / "a.png"), "--out", tmp_path / "out")
+  assert predict(*told, "--describe", prompt="") == 0
+  assert fake.asked == [(prompts.description_question(0), True)]
+
+
 def test_a_file_has_no_pattern(fake, tmp_path, capsys):
   image = draw(tmp_path / "a.png")
   assert predict("--image", image, "--pattern", "*") == 2
@@ -594,3 +684,65 @@ def test_tasks_are_those_that_the_run_was_trained_on(
     "magnetic resonance": ("spleen",),
     "pet": ("spleen",),
   }
+
+
+def save_ct(path):
+  """A NIfTI of Hounsfield units that nothing says to be of CT."""
+  image, _, affine = volume_files.patient()
+  nibabel.save(nibabel.Nifti1Image(image - np.int16(1024), affine), path)
+  return path
+
+
+def test_hounsfield_units_of_nobody_knows_what_are_refused(
+  fake, tmp_path, capsys
+):
+  told = ("--image", save_ct(tmp_path / "a.nii"), "--out", tmp_path / "out")
+  prompt = "Where is the liver?"
+  assert predict(*told, prompt=prompt) == 2
+  said = capsys.readouterr().err
+  assert "looks like Hounsfield units; say --modality CT" in said
+  assert not fake.asked
+  assert predict(*told, "--window", "percentiles", prompt=prompt) == 0
+  assert answer(tmp_path / "out")["shown"] == {
+    "modality": "unknown",
+    "window": "percentiles",
+    "why": "asked for",
+  }
+  assert predict(*told, "--modality", "Computed Tomograhpy") == 2
+  assert "did you mean 'computed tomography'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("trained", "window"), [([], "liver"), (["soft tissue"], "soft tissue")]
+)
+def test_a_run_is_asked_in_the_window_that_it_learnt_in(
+  fake, tmp_path, capsys, trained, window
+):
+  image = save_ct(tmp_path / "a.nii")
+  run, out = tmp_path / "run", tmp_path / "out"
+  run.mkdir()
+  (run / "run.json").write_text(json.dumps({"starts": [{"windows": trained}]}))
+  text = "Where is the liver in this computed tomography image?"
+  told = ("--image", image, "--out", out, "--workdir", run)
+  assert predict(*told, prompt=text) == 0
+  shown = answer(out)["shown"]
+  assert (shown["modality"], shown["window"]) == ("computed tomography", window)
+  assert f"computed tomography, window {window}:" in capsys.readouterr().out
+  asked = len(fake.asked)
+  assert predict(*told, "--skip-existing", prompt=text) == 0
+  assert len(fake.asked) == asked
+
+
+def test_a_series_that_lacks_a_slice_is_refused(fake, tmp_path, capsys):
+  folder, out = tmp_path / "in", tmp_path / "out"
+  dicom_files.save_patient(folder)
+  last = sorted(folder.iterdir())[-1]
+  last.write_bytes(last.read_bytes()[:200])
+  assert predict("--image", folder, "--out", out) == 2
+  said = capsys.readouterr().err
+  assert "1 of its files cannot be read, and slices may be missing" in said
+  assert f"{folder}#" in said and "Get them again" in said
+  assert not out.exists() and not fake.asked
+  (folder / ".DS_Store").write_bytes(b"Bud1")
+  last.unlink()
+  assert predict("--image", folder, "--out", out) == 0

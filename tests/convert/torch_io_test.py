@@ -46,6 +46,16 @@ def test_a_missing_shard_is_named(tensors, tmp_path):
     torch_io.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+  "where", [{"a": 5}, ["x"], "x", {"a": "x.txt"}, {"a": "../x.bin"}, {"a": ""}]
+)
+def test_an_index_that_is_none_is_named(where, tmp_path):
+  (tmp_path / "x.txt").write_text("x")
+  (tmp_path / torch_io.INDEX).write_text(json.dumps({"weight_map": where}))
+  with pytest.raises(ValueError, match=r"weight_map: expected.*get the index"):
+    torch_io.read(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["", "nowhere"])
 def test_a_place_without_tensors_is_named(name, tmp_path):
   with pytest.raises(ValueError, match="expected tensors"):

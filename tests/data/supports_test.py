@@ -36,6 +36,26 @@ def test_a_modality_may_be_said(folder):
   assert {record.modality for record in found} == {"pet"}
 
 
+def test_a_name_that_says_no_modality_asks_for_the_flag(folder):
+  for path in folder.glob("*/*"):
+    path.rename(path.with_name(path.name.replace("ct--a--", "a")))
+  with pytest.raises(DataError, match="its name does not say") as error:
+    supports.read(folder, "bone island")
+  assert "--modality X-ray" in error.value.remedy
+  assert "modality_words" not in str(error.value)
+  for said in "x-ray", "X-Ray", "DX":
+    found = supports.read(folder, "bone island", said)
+    assert {record.modality for record in found} == {"X-Ray"}
+  with pytest.raises(ValueError, match="did you mean 'X-Ray'"):
+    supports.read(folder, "bone island", "x-rayy")
+
+
+def test_a_name_may_hold_what_means_more_to_globs(folder):
+  for path in folder.glob("*/*"):
+    path.rename(path.with_name(path.name.replace("--0", "--scan[1]")))
+  assert len(supports.read(folder, "lump")) == 2
+
+
 def test_an_image_without_its_mask_is_named(folder):
   (folder / "masks/ct--a--1.png").unlink()
   with pytest.raises(DataError, match=r"ct--a--1\.png.*found 0"):

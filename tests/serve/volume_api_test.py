@@ -228,6 +228,7 @@ def test_what_is_sent_wrongly_is_said(at):
     (422, image, {**MR, "classes": "liver"}),
     (422, image, {**MR, "axis": "upwards"}),
     (422, image, {**MR, "window": "none"}),
+    (422, image, {**MR, "modality": "computed tomograhpy"}),
     (422, image, {**MR, "min_mm3": "nan"}),
     (422, image, {**MR, "other": "1"}),
     (422, {"image": ("a.png", served.png())}, MR),

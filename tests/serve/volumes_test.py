@@ -1,11 +1,13 @@
 """Volumes answered slice by slice, and read back from what is written."""
 
+import dicom_files
 import fake_assistant
 import nibabel
 import numpy as np
 import pytest
 import volume_files
 
+from rcmed_jax.data import modalities
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.serve import cleanup, nifti_out, scans, volumes
 
@@ -136,25 +138,63 @@ def test_an_image_of_two_axes_or_of_one_volume_keeps_its_shape(tmp_path):
     np.testing.assert_array_equal(found.get_fdata().reshape(mask.shape), mask)
 
 
-def test_windows_follow_what_is_asked(tmp_path):
-  affine = np.eye(4)
+def save_ct(path):
   hounsfield = np.full((20, 24, 18), -1000, np.int16)
   hounsfield[5:10] = 30
+  nibabel.save(nibabel.Nifti1Image(hounsfield, np.eye(4)), path)
+
+
+def test_windows_follow_what_is_asked(tmp_path):
   path = tmp_path / "ct_scan.nii"
-  nibabel.save(nibabel.Nifti1Image(hounsfield, affine), path)
+  save_ct(path)
 
   def shown(text, **looking):
     scan = scans.open_scan(path, text, scans.Looking(**looking))
     return next(iter(scan.pictures())).max()
 
   assert shown("Where is the liver?") == 128  # the middle of its window
+  assert shown("Please, where is the liver?") == 128
   assert shown("the liver and the lung") == 115  # 30 of -150 to 250
   assert shown("the liver", window="bone") == 75  # 30 of -500 to 1300
+  assert shown("the liver", trained=("soft tissue",)) == 115
+  assert shown("the liver", window="percentiles") == 255
   other = tmp_path / "scan.nii"
   path.rename(other)
   path = other
   assert shown("the liver in this CT image") == 128
-  assert shown("the liver") == 255  # percentiles: nothing says CT
+  for said in modalities.CT, "CT", "Computed Tomography":
+    assert shown(f"the liver in this {said} image") == 128
+    assert shown("the liver", modality=said) == 128
+  assert shown("the liver", modality="MRI") == 255
+  with pytest.raises(ValueError, match="did you mean 'computed tomography'"):
+    scans.Looking(modality="computed tomograhy")
+
+
+def test_a_scan_says_how_it_is_shown(tmp_path):
+  path = tmp_path / "scan.nii"
+  save_ct(path)
+  scan = scans.open_scan(path, "the liver in this CT image")
+  assert scan.shown().json() == {
+    "modality": modalities.CT,
+    "window": "liver",
+    "why": "of the liver in this CT image",
+  }
+  shown = scans.open_scan(path, "the liver").shown()
+  assert shown.doubtful and "-1000, looks like Hounsfield units" in shown.why
+  assert (shown.modality, shown.window) == ("unknown", "percentiles")
+
+
+def test_what_lies_beside_a_series_is_no_slice_of_it(tmp_path):
+  dicom_files.save_patient(tmp_path)
+  for name in (".DS_Store", "DICOMDIR", "notes.txt"):
+    (tmp_path / name).write_bytes(b"\0\0\0\1Bud1")
+  scan = scans.open_scan(tmp_path, "the kidney")
+  assert not scan.faults
+  assert scan.shown().modality == "magnetic resonance"
+  assert scan.shown().window == "percentiles"
+  (tmp_path / "IM17").write_bytes(b"\0" * 50)
+  (fault,) = scans.open_scan(tmp_path, "the kidney").faults
+  assert "no DICOM file" in fault.message
 
 
 def test_a_volume_that_breaks_off_is_a_fault(tmp_path):

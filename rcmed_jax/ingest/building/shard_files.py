@@ -97,6 +97,7 @@ def _write_units(
   counts = {"triplets": 0, "quarantined": 0, "empty": 0}
   classes: dict[tuple[str, str], set[str]] = {}
   ids: set[str] = set()
+  windows: set[str] = set()
   for prefix, unit in task.units:
     before, used = len(found), 0
     for triplet in _triplets(unit, prefix, found):
@@ -117,6 +118,8 @@ def _write_units(
       headers.write(encoded.header(triplet))
       key = triplet.source, triplet.modality
       classes.setdefault(key, set()).update(triplet.classes)
+      if triplet.window is not None:
+        windows.add(triplet.window)
       used += 1
     counts["triplets"] += used
     if not used:
@@ -128,6 +131,7 @@ def _write_units(
       (dataset, modality, tuple(sorted(names)))
       for (dataset, modality), names in sorted(classes.items())
     ),
+    "windows": tuple(sorted(windows)),
   }, found
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from rcmed_jax.data import readers
+from rcmed_jax.data import modalities
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.data.records import Triplet
 from rcmed_jax.ingest import sources
@@ -30,7 +30,7 @@ from rcmed_jax.ingest.dicom import (
   dicom_stack,
   privacy,
 )
-from rcmed_jax.ingest.volumes import geometry, volumes, windows
+from rcmed_jax.ingest.volumes import geometry, label_map, volumes, windows
 
 Known = tuple[dicom_file.File, dicom_header.Header]
 
@@ -135,7 +135,7 @@ class Source:
     person = ("patient", header.patient)
     if not header.patient:
       person = ("study", header.study) if header.study else named
-    modality = dicom_header.MODALITIES.get(header.modality, "")
+    modality = modalities.DICOM.get(header.modality, "")
     return Unit(
       id=privacy.pseudonym(self.options, *named),
       group=privacy.pseudonym(self.options, *person),
@@ -163,13 +163,7 @@ class Unit:
   def triplets(self, faults: sources.Faults) -> Iterator[Triplet]:
     """See `sources.Unit`."""
     try:
-      volume = privacy.attempt(
-        self.where,
-        "image",
-        "it cannot be read",
-        "Get the files again, or leave them out",
-        lambda: self._open(faults),
-      )
+      volume = self.open(faults)
       yield from volumes.triplets(volume, self.options, faults)
     except DataError as error:
       faults(error)
@@ -194,7 +188,36 @@ class Unit:
       lambda: self._pixels(headers, stack)[0],
     )
 
-  def _open(self, faults: sources.Faults) -> volumes.Volume:
+  def open(
+    self,
+    faults: sources.Faults,
+    asked: Sequence[str] = (),
+    trained: Sequence[str] = (),
+  ) -> volumes.Volume:
+    """The volume, with how it is shown.
+
+    Args:
+      faults: takes those of masks.
+      asked: classes by which it is shown where it has no masks.
+      trained: see `windows.decide`.
+
+    Raises:
+      DataError: it cannot be read, or lacks what the options ask for.
+    """
+    return privacy.attempt(
+      self.where,
+      "image",
+      "it cannot be read",
+      "Get the files again, or leave them out",
+      lambda: self._open(faults, asked, trained),
+    )
+
+  def _open(
+    self,
+    faults: sources.Faults,
+    asked: Sequence[str],
+    trained: Sequence[str],
+  ) -> volumes.Volume:
     if not self.modality:
       raise DataError(
         self.where,
@@ -202,32 +225,34 @@ class Unit:
         "the file says of no known one that it is its own",
         'Say it, for example --modality "X-Ray"',
       )
-    if not self.masks and self.options.empty_slices == "drop":
+    if not self.masks and self.options.unlabelled == "drop":
       raise DataError(
         self.where,
         "labels",
         "no segmentation or structure set here is of this series",
-        'Add it, or take images without by empty_slices="keep"',
+        "Add it, or say --unlabelled keep if none of the classes is in it",
       )
     headers = [dicom_file.read_header(file) for file in self.files]
     stack = dicom_stack.stack(headers, self.where, self.options.axis)
     voxels, frames = self._pixels(headers, stack)
-    view = stack.view
-    modality = self.modality
-    inverted = headers[0].photometric == dicom_pixels.INVERTED
-    return volumes.Volume(
+    targets = self._targets(stack, faults) if self.masks else None
+    volume = volumes.Volume(
       id=self.id,
       path=self.where,
       voxels=voxels,
-      view=view,
-      targets=self._targets(stack, faults) if self.masks else None,
-      modality=modality,
+      view=stack.view,
+      targets=targets,
+      modality=self.modality,
       dataset=self.dataset,
       license=self.options.license or None,
       group=self.group,
-      paint=_paint(frames, voxels, view, modality, self.options, inverted),
+      classes=targets.names if targets else tuple(asked),
       letter="" if stack.grid else "f",
     )
+    look = _look(frames, volume, self.options, trained)
+    if headers[0].photometric == dicom_pixels.INVERTED:
+      look = volumes.Look(look.shown, _inverted(look.paint))
+    return dataclasses.replace(volume, look=look)
 
   def _pixels(
     self,
@@ -272,7 +297,7 @@ class Unit:
 
   def _targets(
     self, stack: dicom_stack.Stack, faults: sources.Faults
-  ) -> volumes.Targets:
+  ) -> label_map.Planes:
     found: list[dicom_masks.Reader] = []
     for file in self.masks:
       try:
@@ -325,28 +350,28 @@ def _assign(
   return given
 
 
-def _paint(
+def _look(
   stored: np.ndarray,
-  voxels: Any,
-  view: geometry.View,
-  modality: str,
+  volume: volumes.Volume,
   options: sources.Options,
-  inverted: bool,
-) -> volumes.Paint:
+  trained: Sequence[str],
+) -> volumes.Look:
   """See `volumes.Volume`."""
   if stored.ndim == 4:
-    return lambda values_IJC, classes: values_IJC
-  tomography = modality == readers.MODALITIES["ct"]
-  if stored.dtype == np.uint8 and voxels is stored:
-    # Eight bits without a scale are made to be looked at.
-    paint = lambda values_IJ, classes: windows.colours(values_IJ)  # noqa: E731
-  else:
-    paint = windows.scale(
-      voxels, view, hounsfield=tomography, window=options.window
+    return volumes.as_stored(
+      volume.modality, "it is in colour", lambda values_IJC: values_IJC
     )
-  if inverted:
-    return lambda values_IJ, classes: 255 - paint(values_IJ, classes)
-  return paint
+  if stored.dtype == np.uint8 and volume.voxels is stored:
+    return volumes.as_stored(
+      volume.modality,
+      "eight bits without a scale are made to be looked at",
+      windows.colours,
+    )
+  return volumes.look_at(volume, options, trained)
+
+
+def _inverted(paint: windows.Paint) -> windows.Paint:
+  return lambda values_IJ: 255 - paint(values_IJ)
 
 
 def _check_total(where: str, shape: Sequence[int], dtype: np.dtype) -> None:

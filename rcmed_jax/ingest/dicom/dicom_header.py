@@ -16,30 +16,6 @@ from rcmed_jax.data import extras
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.ingest.volumes import volumes
 
-# DICOM's word -> what it is called in questions and answers. Source: DICOM PS
-# 3.3, C.7.3.1.1.1. "OT", other, and words of no picture are left out.
-MODALITIES = {
-  "CT": "computed tomography",
-  "MR": "magnetic resonance",
-  "PT": "pet",
-  "US": "ultrasound",
-  "IVUS": "ultrasound",
-  "CR": "X-Ray",
-  "DX": "X-Ray",
-  "RG": "X-Ray",
-  "RF": "X-Ray",
-  "XA": "X-Ray",
-  "MG": "X-Ray",
-  "IO": "X-Ray",
-  "PX": "X-Ray",
-  "ES": "endoscopy",
-  "OP": "fundus",
-  "OPT": "oct",
-  "OCT": "oct",
-  "SM": "pathology",
-  "DMS": "dermoscopy",
-}
-
 SEG_CLASSES = (
   "1.2.840.10008.5.1.4.1.1.66.4",  # segmentation
   "1.2.840.10008.5.1.4.1.1.66.7",  # label map segmentation

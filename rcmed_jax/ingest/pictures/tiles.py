@@ -44,7 +44,7 @@ class EmptyTilesError(volumes.EmptySlicesError):
       path,
       "empty tiles",
       f"{count} of {total} tiles show nothing and were left out",
-      'Keep them with empty_slices="keep"',
+      "Keep them with --empty-slices keep",
     )
     self.count = count
     self.total = total

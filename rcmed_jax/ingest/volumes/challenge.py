@@ -171,6 +171,7 @@ class Unit:
       dataset=self.dataset,
       license=self.options.license or None,
       group=f"{self.dataset}/{stem}",
+      classes=tuple(name for name, _ in classes),
       describe=describe,
     )
 

@@ -9,6 +9,9 @@ from rcmed_jax.data.checks import DataError
 from rcmed_jax.ingest import sources
 from rcmed_jax.ingest.volumes import geometry, volumes
 
+# Values of labels in one volume, background among them; an image has more.
+MOST_VALUES = 16
+
 _COUNTABLE = 65536  # values that are counted instead of sorted
 
 
@@ -97,6 +100,46 @@ class LabelMap:
     faults(error)
 
 
+class Files:
+  """Targets of files that hold one class each, packed slice by slice."""
+
+  def __init__(self):
+    self._packed: dict[str, dict[int, np.ndarray]] = {}
+    self._columns = 0
+
+  def add(self, name: str, voxels: Any, view: geometry.View) -> None:
+    """The mask of one more class: all that is not 0."""
+    slices = self._packed.setdefault(name, {})
+    self._columns = view.shape[2]
+    for z in range(view.shape[0]):
+      mask_IJ = view.picture(voxels, z) != 0
+      if mask_IJ.any():
+        slices[z] = np.packbits(mask_IJ, axis=1)
+
+  def on(self, z: int) -> dict[str, np.ndarray]:
+    """See `volumes.Targets`."""
+    return {
+      name: np.unpackbits(slices[z], axis=1, count=self._columns).view(bool)
+      for name, slices in self._packed.items()
+      if z in slices
+    }
+
+
+def few_values(
+  voxels: Any, view: geometry.View, most: int = MOST_VALUES
+) -> bool:
+  """Whether a volume holds so few small whole numbers that it is of labels."""
+  seen: set[float] = set()
+  for z in range(view.shape[0]):
+    values = np.unique(view.picture(voxels, z))
+    if len(values) > most:
+      return False
+    seen.update(values.ravel().tolist())
+    if len(seen) > most:
+      return False
+  return all(0 <= value < 256 and value == int(value) for value in seen)
+
+
 class Planes:
   """Targets that may overlap, as bits of one array: class g is bit g.
 
@@ -111,13 +154,13 @@ class Planes:
   ):
     self._bits_ZIJ = bits_ZIJ
     self._view = view
-    self._names = tuple(names)
+    self.names = tuple(names)
 
   def on(self, z: int) -> dict[str, np.ndarray]:
     """See `volumes.Targets`."""
     bits_IJ = self._view.picture(self._bits_ZIJ, z)
     masks = {}
-    for g, name in enumerate(self._names):
+    for g, name in enumerate(self.names):
       mask_IJ = (bits_IJ & bits_IJ.dtype.type(1 << g)) != 0
       if mask_IJ.any():
         masks[name] = mask_IJ

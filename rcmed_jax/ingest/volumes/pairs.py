@@ -5,10 +5,16 @@
   ROOT/images*/NAME_0000.EXT                        nnU-Net's: 0000 the channel
   ROOT/image.EXT           ROOT/label.EXT           one case a folder, also
                                                     img, volume; mask, seg, ...
+  ROOT/image.EXT           ROOT/CLASS.EXT           a mask a class
+  ROOT/ct.EXT              ROOT/segmentations/CLASS.EXT   TotalSegmentator's
+  ROOT/NAME_t1.EXT         ROOT/NAME_seg.EXT        BraTS's, of several images
   ROOT/dataset.json                                 names of labels, modality
 
 Any of it may lie anywhere below the folder that is opened. Every volume there
-is part of a unit or a fault. What a file holds, NIfTI and NRRD say themselves.
+is part of a unit or a fault: one without labels, too, unless the options keep
+those, and never where others beside it have some. What looks like labels and
+lies on the grid of a volume beside it is no image. What a file holds, NIfTI and
+NRRD say themselves.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +39,11 @@ IMAGE_STEMS = ("image", "img", "volume")
 LABEL_FOLDERS = ("labels", "masks")  # beginnings of names, beside images*
 LABEL_STEMS = ("label", "labels", "mask", "seg", "segmentation")
 
+# Beside one image, a folder of masks named after their classes.
+MASK_FOLDER = "segmentations"
+
+# NAME_seg beside NAME_t1, NAME_t2 or NAME.
+_LABELS_OF = re.compile(rf"(.+)[_-](?:{'|'.join(LABEL_STEMS)})", re.IGNORECASE)
 _CHANNEL = re.compile(r"_(\d{4})$")
 
 
@@ -62,6 +73,10 @@ class Unit:
   dataset: str
   options: sources.Options
   read: Read
+  masks: tuple[tuple[str, pathlib.Path], ...] = ()  # class, its file
+  # Volumes in its folder; of one without labels, to tell that it is none.
+  others: tuple[pathlib.Path, ...] = ()
+  labelled: bool = False  # whether others beside it have labels
 
   def triplets(self, faults: sources.Faults) -> Iterator[Triplet]:
     """See `sources.Unit`."""
@@ -76,32 +91,19 @@ class Unit:
     modality = volumes.modality(
       self.image, (channel, self.image.name, self.id), options
     )
-    if self.labels is None and options.empty_slices == "drop":
+    bare = self.labels is None and not self.masks
+    if bare and (self.labelled or options.unlabelled == "drop"):
       raise no_labels(self.image)
     image = self.read(self.image, "image")
     view = geometry.View.of(image.grid, options.axis)
-    targets = None
+    targets, classes = None, ()
     if self.labels is not None:
-      labels = self.read(self.labels, "labels")
-      if len(labels.voxels.shape) != 3:
-        raise DataError(
-          self.labels, "labels", "they are colours", "Give a label map"
-        )
-      view, other = geometry.fit(
-        image.grid,
-        labels.grid,
-        options.axis,
-        self.labels,
-        assume_same=options.assume_same_grid,
-      )
-      classes = (
-        volumes.classes_of(self.labels, options.label_names)
-        or self.told.classes
-        or labels.classes
-      )
-      targets = label_map.LabelMap(
-        labels.voxels, other, classes, self.labels, faults
-      )
+      view, targets, classes = self._labelled(image, self.labels, faults)
+    elif self.masks:
+      view, targets = self._masked(image)
+      classes = tuple((name, None) for name, _ in self.masks)
+    else:
+      self._refuse_labels(image, view)
     return volumes.Volume(
       id=self.id,
       path=self.image,
@@ -112,7 +114,77 @@ class Unit:
       dataset=self.dataset,
       license=options.license or self.told.license,
       group=self.group,
+      classes=tuple(name for name, _ in classes),
     )
+
+  def _labelled(
+    self, image: Stored, path: pathlib.Path, faults: sources.Faults
+  ) -> tuple[geometry.View, label_map.LabelMap, volumes.Classes]:
+    """The image's view, what a label map has on it, and all its classes."""
+    labels = self.read(path, "labels")
+    if len(labels.voxels.shape) != 3:
+      raise DataError(path, "labels", "they are colours", "Give a label map")
+    view, other = self._fit(image, labels, path)
+    classes = (
+      volumes.classes_of(path, self.options.label_names)
+      or self.told.classes
+      or labels.classes
+    )
+    targets = label_map.LabelMap(labels.voxels, other, classes, path, faults)
+    return view, targets, classes
+
+  def _masked(self, image: Stored) -> tuple[geometry.View, label_map.Files]:
+    """The image's view, and what files of one class each have on it."""
+    view = geometry.View.of(image.grid, self.options.axis)
+    targets = label_map.Files()
+    for name, path in self.masks:
+      mask = self.read(path, "labels")
+      if len(mask.voxels.shape) != 3 or not label_map.few_values(
+        mask.voxels, view=geometry.View.of(mask.grid, self.options.axis), most=2
+      ):
+        raise DataError(
+          path,
+          "labels",
+          f"it is no mask of {name!r} for {self.image.name}: it has more than "
+          "two values",
+          "Name a volume of several labels label.EXT, or put images into "
+          "images/ and their labels into labels/",
+        )
+      view, other = self._fit(image, mask, path)
+      targets.add(name, mask.voxels, other)
+    return view, targets
+
+  def _fit(
+    self, image: Stored, labels: Stored, path: pathlib.Path
+  ) -> tuple[geometry.View, geometry.View]:
+    return geometry.fit(
+      image.grid,
+      labels.grid,
+      self.options.axis,
+      path,
+      assume_same=self.options.assume_same_grid,
+    )
+
+  def _refuse_labels(self, image: Stored, view: geometry.View) -> None:
+    """Raises DataError where this is no image but the labels of one."""
+    if len(image.voxels.shape) != 3 or not label_map.few_values(
+      image.voxels, view
+    ):
+      return
+    for path in self.others:
+      if path == self.image:
+        continue
+      try:
+        other = self.read(path, "image").grid
+      except DataError:
+        continue  # a fault of its own
+      if geometry.same(view.grid(image.grid), view.grid(other)):
+        raise DataError(
+          self.image,
+          "image",
+          f"it holds labels, on the grid of {path.name}",
+          f"Name it label.EXT, or {path.name} image.EXT and it after its class",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,8 +258,9 @@ class Source:
         case = stem[: channel.start()] if channel else stem
         labels = there.get(stem) or there.get(case)
         number = int(channel[1]) if channel and stem not in there else None
-        yield self._unit(folder / file, labels, number, told)
-    else:
+        unit = self._unit(folder / file, labels, number, told)
+        yield dataclasses.replace(unit, labelled=bool(there))
+    elif name != MASK_FOLDER or not self._lone(folder.parent):
       told = dataset_json.find(folder, faults)
       yield from self._of_case(folder, files, told, faults)
 
@@ -198,19 +271,73 @@ class Source:
     told: dataset_json.Told,
     faults: sources.Faults,
   ) -> Iterator[Unit]:
-    """A folder that is one case, or one of images without labels."""
+    """A folder that is one case, or one of images and their labels by name."""
     images = [n for n, stem in files.items() if stem.lower() in IMAGE_STEMS]
     labels = [n for n, stem in files.items() if stem.lower() in LABEL_STEMS]
+    rest = files
     if len(images) == len(labels) == 1:
       yield self._unit(folder / images[0], folder / labels[0], None, told)
-      files = {
-        n: stem for n, stem in files.items() if n not in (*images, *labels)
-      }
+      used = {*images, *labels}
+      rest = {n: stem for n, stem in files.items() if n not in used}
+    elif (lone := self._lone(folder)) is not None:
+      masks = self._stems(folder / MASK_FOLDER)
+      yield self._masked(lone, masks, told)
+      return
+    elif len(images) == 1 and not labels and len(files) > 1:
+      masks = {s: folder / n for n, s in files.items() if n != images[0]}
+      yield self._masked(folder / images[0], masks, told)
+      return
+    for unit in self._by_name(folder, rest, told, faults):
+      paths = tuple(folder / name for name in files)
+      labelled = unit.labelled or len(rest) < len(files)
+      yield dataclasses.replace(unit, others=paths, labelled=labelled)
+
+  def _by_name(
+    self,
+    folder: pathlib.Path,
+    files: Mapping[str, str],
+    told: dataset_json.Told,
+    faults: sources.Faults,
+  ) -> Iterator[Unit]:
+    """Images, and of those named NAME or NAME_t1 the labels in NAME_seg."""
+    labels = {
+      found[1]: name
+      for name, stem in files.items()
+      if (found := _LABELS_OF.fullmatch(stem))
+    }
+    used: set[str] = set()
     for name, stem in files.items():
-      if stem.lower() in LABEL_STEMS:
+      if stem.lower() in LABEL_STEMS or name in labels.values():
+        continue
+      cases = [case for case in labels if _is_of(stem, case)]
+      case = max(cases, key=len, default="")
+      used.add(case)
+      own = folder / labels[case] if case else None
+      unit = self._unit(folder / name, own, None, told)
+      yield dataclasses.replace(unit, labelled=bool(labels))
+    for name, stem in files.items():
+      found = _LABELS_OF.fullmatch(stem)
+      if stem.lower() in LABEL_STEMS or (found and found[1] not in used):
         faults(_orphan(folder / name, folder))
-      else:
-        yield self._unit(folder / name, None, None, told)
+
+  def _lone(self, folder: pathlib.Path) -> pathlib.Path | None:
+    """The one volume of a folder with a folder of masks beside it."""
+    inside = self._stems(folder)
+    if len(inside) != 1 or not self._stems(folder / MASK_FOLDER):
+      return None
+    return next(iter(inside.values()))
+
+  def _masked(
+    self,
+    image: pathlib.Path,
+    masks: Mapping[str, pathlib.Path],
+    told: dataset_json.Told,
+  ) -> Unit:
+    unit = self._unit(image, None, None, told)
+    named = tuple(
+      (volumes.class_name(path, stem), path) for stem, path in masks.items()
+    )
+    return dataclasses.replace(unit, masks=named)
 
   def _unit(
     self,
@@ -277,9 +404,15 @@ def no_labels(path: object) -> DataError:
     path,
     "labels",
     "no labels lie where its layout has them",
-    "Put them into labels*/ beside images*/, or label beside image; or take "
-    'it without by empty_slices="keep"',
+    "Put them into labels*/ beside images*/ under the image's name, or label "
+    "beside image; where nothing there has labels, --unlabelled keep takes "
+    "images without",
   )
+
+
+def _is_of(stem: str, case: str) -> bool:
+  """Whether a file is of a case: its name, or one that goes on from it."""
+  return stem == case or stem.startswith((f"{case}_", f"{case}-"))
 
 
 def _orphan(path: pathlib.Path, images: pathlib.Path) -> DataError:

@@ -5,14 +5,14 @@ triplets has handed an `EmptySlicesError` of 24 to `faults`. That is the only
 entry there that is no fault.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import re
 from typing import Any, Protocol
 
 import numpy as np
 
-from rcmed_jax.data import images, readers, tokens
+from rcmed_jax.data import images, modalities, tokens
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.data.records import Triplet
 from rcmed_jax.ingest import sources
@@ -29,22 +29,6 @@ MAX_RATIO = 1032
 # Label value -> class; a class may have several, and classes may share one.
 Classes = tuple[tuple[str, tuple[int, ...] | None], ...]  # None: all but 0
 
-# Values of a slice and its classes -> uint8[I, J, 3].
-Paint = Callable[[np.ndarray, Sequence[str]], np.ndarray]
-
-_MR = readers.MODALITIES["mr"]
-
-# Words for what is measured, beyond those of an index: MR sequences, as the
-# Medical Segmentation Decathlon and nnU-Net name channels.
-_SEQUENCES = {
-  **dict.fromkeys(
-    ("t1", "t1w", "t1c", "t1ce", "t1gd", "t1n", "t2", "t2w"), _MR
-  ),
-  **dict.fromkeys(("t2f", "flair", "dwi", "adc", "dce", "cine", "lge"), _MR),
-}
-# Words of file names that mean a modality nowhere but in an index.
-_AMBIGUOUS = {"x"}
-
 
 class EmptySlicesError(DataError):
   """Slices without a target that were left out as asked; no fault.
@@ -58,7 +42,7 @@ class EmptySlicesError(DataError):
       path,
       "empty slices",
       f"{count} of {total} slices show no target and were left out",
-      'Keep them with empty_slices="keep"',
+      "Keep them with --empty-slices keep",
     )
     self.count = count
     self.total = total
@@ -76,6 +60,14 @@ class Targets(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Look:
+  """How the slices of a volume become pictures."""
+
+  shown: windows.Shown
+  paint: windows.Paint
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Volume:
   """An image that is open for reading, its targets, and what is known of it."""
 
@@ -88,10 +80,12 @@ class Volume:
   dataset: str
   license: str | None
   group: str
+  # All that its labels may hold, whatever they do: they decide the window.
+  classes: tuple[str, ...] = ()
   # Slice and classes -> what is said of them.
   describe: Callable[[int, Sequence[str]], str | None] | None = None
-  # None: colours as they are, grey values by their modality.
-  paint: Paint | None = None
+  # None: colours as they are, grey values as `windows.decide` has it.
+  look: Look | None = None
   letter: str = ""  # of slices in ids; "": the axis's
 
 
@@ -128,12 +122,12 @@ def triplets(
   _check_pictures(volume, options)
   depth = volume.view.shape[0]
   spacing = volume.view.spacing_mm
-  paint = volume.paint or _paint(volume, options)
+  look = volume.look or look_at(volume, options)
   letter = volume.letter or options.axis[0]
   empty = 0
   for z in range(depth):
     masks = volume.targets.on(z) if volume.targets else {}
-    if not masks and options.empty_slices == "drop":
+    if volume.targets and not masks and options.empty_slices == "drop":
       empty += 1
       continue
     classes = tuple(masks)
@@ -141,18 +135,68 @@ def triplets(
     shape = (len(classes), *values_IJ.shape[:2])
     yield Triplet(
       id=f"{volume.id}#{letter}{z:04d}" if depth > 1 else volume.id,
-      image_IJC=np.ascontiguousarray(paint(values_IJ, classes)),
+      image_IJC=np.ascontiguousarray(look.paint(values_IJ)),
       masks_GIJ=np.array(list(masks.values()), bool).reshape(shape),
       classes=classes,
-      modality=volume.modality,
+      modality=look.shown.modality,
       description=volume.describe(z, classes) if volume.describe else None,
       spacing_mm=(spacing[1], spacing[2]) if spacing else None,
       source=volume.dataset,
       license=volume.license,
       group=volume.group,
+      window=look.shown.window,
     )
   if empty:
     faults(EmptySlicesError(volume.path, empty, depth))
+
+
+def pictures(volume: Volume, options: sources.Options) -> Iterator[np.ndarray]:
+  """uint8[I, J, 3], RGB, of all slices, whatever is on them.
+
+  Raises:
+    DataError: they are too small or too large for pictures.
+  """
+  _check_pictures(volume, options)
+  look = volume.look or look_at(volume, options)
+  for z in range(volume.view.shape[0]):
+    yield np.ascontiguousarray(
+      look.paint(volume.view.picture(volume.voxels, z))
+    )
+
+
+def look_at(
+  volume: Volume, options: sources.Options, trained: Sequence[str] = ()
+) -> Look:
+  """How a volume is shown.
+
+  Args:
+    trained: see `windows.decide`.
+
+  Raises:
+    DataError: its colours are not of eight bits.
+  """
+  if len(volume.voxels.shape) == 3:
+    return Look(
+      *windows.scale(
+        volume.voxels,
+        volume.view,
+        modality=volume.modality,
+        window=options.window,
+        classes=volume.classes,
+        trained=trained,
+      )
+    )
+  kind = volume.view.picture(volume.voxels, 0).dtype
+  if kind != np.uint8:
+    raise DataError(
+      volume.path, "image", f"its colours are {kind}", "Save them as uint8"
+    )
+  return as_stored(volume.modality, "it is in colour", lambda values: values)
+
+
+def as_stored(modality: str, why: str, paint: windows.Paint) -> Look:
+  """What is made to be looked at, and needs no window."""
+  return Look(windows.Shown(modality, windows.AS_STORED, why), paint)
 
 
 def class_name(path: object, name: object) -> str:
@@ -191,14 +235,10 @@ def modality(
   """
   if options.modality:
     return options.modality
-  words = _modality_words(options.modality_words)
   for text in texts:
-    parts = re.split(r"[\W_]+", text.lower())
-    found = {words[part] for part in parts if part in words}
+    found = modalities.in_name(text, options.modality_words)
     if len(found) == 1:
       return found.pop()
-    if found:
-      break
   raise DataError(
     path,
     "modality",
@@ -234,29 +274,13 @@ def check_bytes(path: object, field: str, needed: int, packed: int) -> None:
     )
 
 
-def _paint(volume: Volume, options: sources.Options) -> Paint:
-  if len(volume.voxels.shape) == 3:
-    return windows.scale(
-      volume.voxels,
-      volume.view,
-      hounsfield=volume.modality == readers.MODALITIES["ct"],
-      window=options.window,
-    )
-  kind = volume.view.picture(volume.voxels, 0).dtype
-  if kind != np.uint8:
-    raise DataError(
-      volume.path, "image", f"its colours are {kind}", "Save them as uint8"
-    )
-  return lambda values_IJC, classes: values_IJC
-
-
 def _check_pictures(volume: Volume, options: sources.Options) -> None:
-  if volume.targets is None and options.empty_slices == "drop":
+  if volume.targets is None and options.unlabelled == "drop":
     raise DataError(
       volume.path,
       "labels",
       "it has none",
-      'Give labels, or take it without by empty_slices="keep"',
+      "Give labels, or say --unlabelled keep if none of the classes is in it",
     )
   rows, columns = volume.view.shape[1:]
   if min(rows, columns) < images.MIN_SIDE or rows * columns > images.MAX_PIXELS:
@@ -268,12 +292,3 @@ def _check_pictures(volume: Volume, options: sources.Options) -> None:
       f"{images.MAX_PIXELS // 10**6} million pixels",
       "Take slices along another axis, or leave it out",
     )
-
-
-def _modality_words(more: Sequence[tuple[str, str]]) -> Mapping[str, str]:
-  known = {
-    word: name
-    for word, name in readers.MODALITIES.items()
-    if word not in _AMBIGUOUS
-  }
-  return known | _SEQUENCES | {word.lower(): name for word, name in more}

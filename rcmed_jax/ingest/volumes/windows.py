@@ -1,9 +1,13 @@
 """From what a scanner measured to the grey values of a picture.
 
 Computed tomography measures Hounsfield units, of which a picture shows a
-window: all below it is black, all above it white. Which window, the targets of
-the slice decide. All other values have no scale of their own: they go by the
-percentiles of the whole volume, so that slices stay comparable.
+window: all below it is black, all above it white. All other values have no
+scale of their own: they go by the percentiles of the whole volume, so that
+slices stay comparable.
+
+Which window is decided once for a volume, by `decide`, for training as for
+answers: by the classes that its labels may hold, whether a slice shows them or
+not. Were it by what a slice shows, its contrast would tell what is in it.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -13,11 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from rcmed_jax.data import modalities
 from rcmed_jax.ingest.volumes import geometry
 
 # A scan of a body holds air, at -1000 HU, or at least fat and lung. A volume
 # that starts above this has been rescaled, whatever its modality says.
 HIGHEST_AIR_HU = -200
+# What nothing but computed tomography goes down to: air is -1000 HU.
+SURE_AIR_HU = -900
 
 # Percent of voxels that may be darker than black, and brighter than white. As
 # in the preprocessing of MedSAM (Ma et al., Nature Communications 2024).
@@ -28,117 +35,178 @@ DARK, BRIGHT = 0.5, 99.5
 MOST_SAMPLES = 4_000_000
 
 
+# Uint8[I, J, 3] of the values of a slice.
+Paint = Callable[[np.ndarray], np.ndarray]
+
+
 @dataclasses.dataclass(frozen=True)
 class Window:
   """Hounsfield units that a picture shows, and the words that ask for them."""
 
   level: float  # the middle
   width: float
-  words: tuple[str, ...] = ()  # beginnings of words in class names
+  words: str  # words and phrases of class names, between commas
 
 
 # Widths and levels: Radiopaedia, "Windowing (CT)". The level of the vessels is
 # ours: contrast fills them to 200 to 400 HU, which soft tissue shows as white.
+# Where a name holds words of several, the first of these is meant.
 CT = {
   # First: pulmonary veins and hepatic arteries are no lung and no liver.
   "vessels": Window(
-    250, 700, ("aort", "arter", "vein", "vena", "vessel", "aneurysm")
+    250,
+    700,
+    "aorta, aortic, artery, arteries, arterial, vein, veins, venous, vena, "
+    "venae, vessel, vessels, aneurysm, aneurysms",
   ),
   "lung": Window(
     -600,
     1500,
-    (
-      "lung",
-      "pulmon",
-      "airway",
-      "trachea",
-      "bronch",
-      "covid",
-      "pneumo",
-      "emphysem",
-      "ground glass",
-    ),
+    "lung, lungs, pulmonary, airway, airways, trachea, tracheal, bronchus, "
+    "bronchi, bronchial, bronchiole, bronchioles, covid, covid19, pneumonia, "
+    "pneumothorax, emphysema, ground glass",
   ),
   "mediastinum": Window(
     50,
     350,
-    (
-      "mediastin",
-      "heart",
-      "atri",
-      "ventricle of the heart",
-      "myocard",
-      "esophag",
-      "oesophag",
-      "thymus",
-      "pericard",
-      "lymph",
-    ),
+    "mediastinum, mediastinal, heart, atrium, atria, atrial, "
+    "ventricle of the heart, myocardium, myocardial, esophagus, esophageal, "
+    "oesophagus, oesophageal, thymus, pericardium, pericardial, lymph, "
+    "lymphoma, lymphomas, lymphocyte, lymphocytes",
   ),
   "brain": Window(
     40,
     80,
-    (
-      "brain",
-      "cereb",
-      "hemorrhage",
-      "haemorrhage",
-      "hematoma",
-      "haematoma",
-      "ischemi",
-      "ischaemi",
-      "stroke",
-      "hippocamp",
-      "thalam",
-    ),
+    "brain, brainstem, cerebrum, cerebral, cerebellum, cerebellar, "
+    "cerebrospinal, intracerebral, intracranial, craniopharyngioma, "
+    "hemorrhage, haemorrhage, hemorrhages, haemorrhages, hematoma, haematoma, "
+    "hematomas, haematomas, ischemia, ischaemia, ischemic, ischaemic, stroke, "
+    "hippocampus, hippocampi, hippocampal, thalamus, thalami",
   ),
-  "liver": Window(30, 150, ("liver", "hepat", "hcc")),
+  "liver": Window(30, 150, "liver, hepatic, hcc, hepatocellular"),
   "bone": Window(
     400,
     1800,
-    (
-      "bone",
-      "rib",
-      "vertebra",
-      "spine",
-      "femur",
-      "hip",
-      "pelvis",
-      "skull",
-      "sacr",
-      "clavic",
-      "scapul",
-      "humer",
-      "stern",
-      "mandib",
-      "fractur",
-      "teeth",
-      "tooth",
-      "crani",
-      "iliac bone",
-      "maxill",
-    ),
+    "bone, bones, rib, ribs, vertebra, vertebrae, vertebral, spine, femur, "
+    "femurs, hip, hips, pelvis, skull, sacrum, sacral, sacroiliac, clavicle, "
+    "clavicles, clavicula, scapula, scapulae, humerus, sternum, sternal, "
+    "mandible, mandibular, fracture, fractures, teeth, tooth, cranium, "
+    "cranial, maxilla, maxillary",
   ),
   # Also where no word is known, or words ask for several windows.
-  "soft tissue": Window(50, 400),
+  "soft tissue": Window(
+    50,
+    400,
+    "soft tissue, spleen, splenic, kidney, kidneys, renal, renal pelvis, "
+    "pancreas, pancreatic, gallbladder, stomach, gastric, duodenum, bowel, "
+    "colon, rectum, intestine, bladder, prostate, uterus, ovary, ovaries, "
+    "adrenal, adrenals, muscle, muscles, fat, thyroid, parotid, cranial nerve",
+  ),
 }
 WIDEST = "soft tissue"
 
+# Not a window: values go by percentiles, whatever they are.
+PERCENTILES = "percentiles"
+CHOICES = (*CT, PERCENTILES)
+# Nor is this: colours, and pictures of eight bits, are shown as they are.
+AS_STORED = "as stored"
+
+_WORDS = {
+  word: name for name, window in CT.items() for word in window.words.split(", ")
+}
+# The longest first: a renal pelvis is no pelvis.
+_WORD = re.compile(
+  rf"(?<![^\W_])(?:{'|'.join(sorted(_WORDS, key=len, reverse=True))})(?![^\W_])"
+)
+# Between these, a request names one thing after another.
+_BETWEEN = re.compile(r"[,;&/]|\b(?:and|or|with|near)\b")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+  """How grey values of a volume are shown, and why so."""
+
+  modality: str  # in words; `modalities.UNKNOWN`
+  window: str  # one of CT, `PERCENTILES` or `AS_STORED`
+  why: str
+  # The values look like Hounsfield units, and nothing says what they are.
+  doubtful: bool = False
+
+  def json(self) -> dict[str, str]:
+    """As answers tell it."""
+    return {"modality": self.modality, "window": self.window, "why": self.why}
+
 
 def check(name: str) -> None:
-  """Raises ValueError unless it is one of `CT` or empty."""
-  if name and name not in CT:
-    raise ValueError(f"window={name!r} is none of {', '.join(CT)}.")
+  """Raises ValueError unless it is one of `CHOICES` or empty."""
+  if name and name not in CHOICES:
+    raise ValueError(f"window={name!r} is none of {', '.join(CHOICES)}.")
 
 
 def choose(classes: Iterable[str]) -> str:
-  """The window, one of `CT`, that shows the classes of a slice.
+  """The window, one of `CT`, that shows all of these classes.
 
   Classes that want different windows get the one for soft tissue, in which
-  each of them can be told from what is around it.
+  each of them can be told from what is around it. So does one that no word is
+  known of.
   """
-  wanted = {_of_class(name) for name in classes}
+  wanted = {_of_class(name) or WIDEST for name in classes}
   return wanted.pop() if len(wanted) == 1 else WIDEST
+
+
+def named(text: str) -> list[str]:
+  """The parts of a request that name what a window is known for.
+
+  "Please, where is the liver?" asks for no other window than without "please".
+  """
+  parts = (part.strip() for part in _BETWEEN.split(text))
+  return [part for part in parts if _of_class(part)]
+
+
+def decide(
+  *,
+  modality: str,
+  window: str = "",
+  classes: Sequence[str] = (),
+  trained: Sequence[str] = (),
+  lowest: float,
+) -> Shown:
+  """How a volume is shown: the one place where that is decided.
+
+  Args:
+    modality: of `modalities.normal`, or `modalities.UNKNOWN`.
+    window: one of `CHOICES` that was asked for; "": by the classes. A window
+      of CT says that the values are Hounsfield units, where nothing else does.
+    classes: that the labels may hold, or that a request names.
+    trained: windows of CT in which a model learnt, if they are known: it is
+      asked in no other, unless `window` says so.
+    lowest: of all values.
+  """
+  if window == PERCENTILES:
+    return Shown(modality, PERCENTILES, "asked for")
+  if window and modality == modalities.UNKNOWN:
+    modality = modalities.CT
+  if modality == modalities.CT:
+    if lowest > HIGHEST_AIR_HU:
+      why = f"the lowest value, {lowest:g}, is no air in Hounsfield units"
+      return Shown(modality, PERCENTILES, why)
+    if window:
+      return Shown(modality, window, "asked for")
+    chosen = choose(classes)
+    if trained and chosen not in trained:
+      chosen = WIDEST if WIDEST in trained else trained[0]
+      return Shown(modality, chosen, "the model was trained in it")
+    why = f"of {', '.join(classes)}" if classes else "nothing is named"
+    return Shown(modality, chosen, why)
+  if modality == modalities.UNKNOWN:
+    if lowest > SURE_AIR_HU:
+      return Shown(modality, PERCENTILES, "nothing says what was measured")
+    why = (
+      f"nothing says what was measured, but the lowest value, {lowest:g}, "
+      "looks like Hounsfield units"
+    )
+    return Shown(modality, PERCENTILES, why, doubtful=True)
+  return Shown(modality, PERCENTILES, f"{modality} has no Hounsfield units")
 
 
 def apply(hounsfield_IJ: np.ndarray, window: Window) -> np.ndarray:
@@ -153,9 +221,15 @@ def colours(picture: np.ndarray) -> np.ndarray:
 
 
 def scale(
-  voxels: Any, view: geometry.View, *, hounsfield: bool, window: str = ""
-) -> Callable[[np.ndarray, Sequence[str]], np.ndarray]:
-  """What makes uint8[I, J, 3] of a slice of these voxels and its classes.
+  voxels: Any,
+  view: geometry.View,
+  *,
+  modality: str,
+  window: str = "",
+  classes: Sequence[str] = (),
+  trained: Sequence[str] = (),
+) -> tuple[Shown, Paint]:
+  """How the slices of a volume are shown, and what makes pictures of them.
 
   Where values are no Hounsfield units, black and white are percentiles of the
   voxels that are not 0: the air around a patient is 0 in most of what is not
@@ -164,17 +238,21 @@ def scale(
   Args:
     voxels: the whole volume, an array or what reads its slices.
     view: of its slices.
-    hounsfield: whether values are Hounsfield units if they look like it; see
-      `HIGHEST_AIR_HU`.
-    window: one of `CT`; "": by the classes.
+    modality: and what follows, see `decide`.
   """
   sample, lowest = _sample(voxels, view)
-  if hounsfield and lowest <= HIGHEST_AIR_HU:
-    return lambda values_IJ, classes: colours(
-      apply(values_IJ, CT[window or choose(classes)])
-    )
+  shown = decide(
+    modality=modality,
+    window=window,
+    classes=classes,
+    trained=trained,
+    lowest=lowest,
+  )
+  if shown.window in CT:
+    chosen = CT[shown.window]
+    return shown, lambda values_IJ: colours(apply(values_IJ, chosen))
   low, high = _span(sample)
-  return lambda values_IJ, classes: colours(_stretch(values_IJ, low, high))
+  return shown, lambda values_IJ: colours(_stretch(values_IJ, low, high))
 
 
 def _stretch(values_IJ: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -213,8 +291,8 @@ def _sample(voxels: Any, view: geometry.View) -> tuple[np.ndarray, float]:
 
 
 def _of_class(name: str) -> str:
-  words = name.lower().replace("_", " ")
-  for window, meant in CT.items():
-    if any(re.search(rf"\b{word}", words) for word in meant.words):
-      return window
-  return WIDEST
+  """The window of a class; "" where no word is known."""
+  found = {
+    _WORDS[word] for word in _WORD.findall(name.lower().replace("-", " "))
+  }
+  return next((window for window in CT if window in found), "")

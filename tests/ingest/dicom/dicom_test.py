@@ -15,8 +15,8 @@ from rcmed_jax.ingest import sources
 from rcmed_jax.ingest.dicom import dicom, dicom_header, dicom_stack
 from rcmed_jax.ingest.volumes import windows
 
-KEEP = sources.Options(empty_slices="keep")
-UNKNOWN = sources.Options(empty_slices="keep", modality="any")
+KEEP = sources.Options(empty_slices="keep", unlabelled="keep")
+UNKNOWN = sources.Options(unlabelled="keep", modality="microscopy")
 
 
 def read(path, options=KEEP):
@@ -50,6 +50,7 @@ def test_every_orientation_gives_the_same_slices(tmp_path, code):
     for channel in range(3):
       np.testing.assert_array_equal(image_IJC[..., channel], expected_ZIJ[z])
   assert {t.modality for t in triplets} == {"computed tomography"}
+  assert {t.window for t in triplets} == {"soft tissue"}
   for triplet in triplets:
     assert triplet.spacing_mm == pytest.approx((0.75, 1.5), rel=1e-4)
 
@@ -84,7 +85,7 @@ def test_other_axes(tmp_path):
   voxels, affine, _ = patient()
   dicom_files.save_series(dicom_files.series(voxels, affine), tmp_path)
   triplets, _ = read(
-    tmp_path, sources.Options(empty_slices="keep", axis="coronal")
+    tmp_path, sources.Options(unlabelled="keep", axis="coronal")
   )
   assert len(triplets) == 24
   assert triplets[0].image_IJC.shape == (18, 20, 3)
@@ -347,7 +348,7 @@ def test_the_modality_is_asked_for_where_the_file_has_none(tmp_path):
   assert not triplets
   assert "--modality" in str(faults[0])
   triplets, _ = read(tmp_path, UNKNOWN)
-  assert triplets[0].modality == "any"
+  assert triplets[0].modality == "microscopy"
 
 
 def test_units_travel_to_other_processes(tmp_path):

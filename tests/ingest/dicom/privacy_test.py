@@ -16,7 +16,7 @@ from rcmed_jax.data.checks import DataError
 from rcmed_jax.ingest import sources
 from rcmed_jax.ingest.dicom import dicom, privacy
 
-KEYED = sources.Options(key=b"secret", empty_slices="keep")
+KEYED = sources.Options(key=b"secret", empty_slices="keep", unlabelled="keep")
 
 
 def test_equal_values_get_equal_names_and_no_others_do():
@@ -304,7 +304,7 @@ def test_names_of_files_do_not_leave_either(tmp_path, capfd, caplog):
   _, said = everything_said(tmp_path, KEYED, capfd, caplog)
   assert "smith" not in said.lower()
   assert f"{tmp_path}#2" in said
-  kept = sources.Options(keep_identifiers=True, empty_slices="keep")
+  kept = sources.Options(keep_identifiers=True, unlabelled="keep")
   _, said = everything_said(tmp_path, kept, capfd, caplog)
   assert "smith.txt" in said
 
@@ -313,7 +313,7 @@ def test_identifiers_come_out_when_they_are_asked_for(tmp_path):
   dataset = dicom_files.new("DX")
   dicom_files.put_pixels(dataset, np.zeros((20, 20), np.uint16))
   dicom_files.save(dataset, tmp_path / "a.dcm")
-  kept = sources.Options(keep_identifiers=True, empty_slices="keep")
+  kept = sources.Options(keep_identifiers=True, unlabelled="keep")
   triplets, _ = volume_files.read(dicom.open_source(tmp_path, kept))
   assert triplets[0].id == dataset.SOPInstanceUID
   assert triplets[0].group == "4711"
@@ -332,6 +332,6 @@ def test_one_patient_is_one_group_under_one_key(tmp_path):
   }
   assert groups["a"] == groups["b"] != groups["c"]
   other = dicom.open_source(
-    pathlib.Path(tmp_path / "a"), sources.Options(empty_slices="keep")
+    pathlib.Path(tmp_path / "a"), sources.Options(unlabelled="keep")
   )
   assert volume_files.read(other)[0][0].group != groups["a"]

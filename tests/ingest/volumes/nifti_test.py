@@ -89,6 +89,22 @@ def test_labels_may_be_turned_against_their_image(tmp_path):
     np.testing.assert_array_equal(mask_IJ, labels_ZIJ[z] == 1)
 
 
+def test_a_window_is_that_of_the_volume_s_classes(tmp_path):
+  image, labels, affine = volume_files.patient()
+  save(tmp_path / "image.nii", image - np.int16(1024), affine)
+  save(tmp_path / "label.nii", labels, affine)
+  for names, window in (
+    (((1, "liver"), (2, "liver tumor")), "liver"),
+    (((1, "liver"), (2, "spleen")), "soft tissue"),
+  ):
+    triplets, _ = read(
+      tmp_path, modality="CT", label_names=names, empty_slices="keep"
+    )
+    assert {t.window for t in triplets} == {window}
+    assert {t.modality for t in triplets} == {"computed tomography"}
+    assert len({t.classes for t in triplets}) > 1
+
+
 # Layouts.
 
 
@@ -164,17 +180,82 @@ def test_every_file_is_part_of_a_unit_or_a_fault(tmp_path):
     "b.nii",
     "c.nii",
   }
-  kept, faults = read(tmp_path, empty_slices="keep")
-  assert len(kept) == 2 * 18
-  assert [pathlib.Path(f.path).name for f in faults] == ["c.nii"]
+  # Without labels beside those that have some, it is no negative.
+  for options in ({}, {"unlabelled": "keep"}):
+    kept, faults = read(tmp_path, empty_slices="keep", **options)
+    assert len(kept) == 18
+    assert {pathlib.Path(f.path).name for f in faults} == {"b.nii", "c.nii"}
 
 
 def test_labels_alone_are_no_image(tmp_path):
   save_pair(tmp_path / "a/image.nii", tmp_path / "a/seg.nii")
   (tmp_path / "a/image.nii").rename(tmp_path / "image.nii")
-  kept, faults = read(tmp_path, empty_slices="keep")
+  kept, faults = read(tmp_path, unlabelled="keep")
   assert {t.id.split("#")[0] for t in kept} == {f"{tmp_path.name}/image"}
   assert [pathlib.Path(f.path).name for f in faults] == ["seg.nii"]
+
+
+def classes_of(triplets):
+  return {name for triplet in triplets for name in triplet.classes}
+
+
+def test_a_mask_a_class_as_totalsegmentator_and_others_have_them(tmp_path):
+  image, labels, affine = volume_files.patient()
+  for case, name, inside in (
+    ("one", "image.nii", "one"),
+    ("two", "mri.nii.gz", "two/segmentations"),
+  ):
+    save(tmp_path / case / name, image, affine)
+    for value, organ in ((1, "kidney_right"), (2, "spleen"), (3, "liver")):
+      mask = (labels == value).astype(np.uint8)
+      save(tmp_path / inside / f"{organ}.nii.gz", mask, affine)
+  triplets, faults = read(tmp_path, label_names=(), unlabelled="keep")
+  assert {t.group.rsplit("/", 2)[1] for t in triplets} == {"one", "two"}
+  assert classes_of(triplets) == {"kidney right", "spleen"}
+  assert {type(fault) for fault in faults} == {volumes.EmptySlicesError}
+  labels_ZIJ = volume_files.axial(labels)
+  for case in ("one", "two"):
+    own = [t for t in triplets if f"/{case}/" in t.id]
+    for value, organ in ((1, "kidney right"), (2, "spleen")):
+      for z, mask_IJ in masks_of(own, organ).items():
+        np.testing.assert_array_equal(mask_IJ, labels_ZIJ[z] == value)
+
+
+def test_one_segmentation_of_several_images_as_brats_has_it(tmp_path):
+  image, labels, affine = volume_files.patient()
+  for name in ("B_1_t1", "B_1_flair", "B_12_t1"):
+    save(tmp_path / f"{name}.nii.gz", image, affine)
+  save(tmp_path / "B_1_seg.nii.gz", labels, affine)
+  save(tmp_path / "B_3_seg.nii.gz", labels, affine)
+  triplets, faults = read(tmp_path, modality="", unlabelled="keep")
+  assert {t.id.split("#")[0].rsplit("/")[-1] for t in triplets} == {
+    "B_1_t1",
+    "B_1_flair",
+  }
+  assert classes_of(triplets) == {"kidney", "spleen"}
+  told = [f for f in faults if not isinstance(f, volumes.EmptySlicesError)]
+  assert {pathlib.Path(f.path).name for f in told} == {
+    "B_12_t1.nii.gz",  # no labels, beside those that have some
+    "B_3_seg.nii.gz",
+  }
+
+
+def test_masks_are_never_images(tmp_path):
+  image, labels, affine = volume_files.patient()
+  save(tmp_path / "a/scan.nii", image, affine)
+  save(tmp_path / "a/kidneys.nii", labels, affine)
+  for options in ({}, {"unlabelled": "keep"}):
+    triplets, faults = read(tmp_path, empty_slices="keep", **options)
+    named = {pathlib.Path(fault.path).name for fault in faults}
+    assert {t.id.split("#")[0][-6:] for t in triplets} == (
+      {"a/scan"} if options else set()
+    )
+    assert "kidneys.nii" in named
+  assert "it holds labels, on the grid of scan.nii" in str(faults[0])
+  # What is beside an image of a case, and no mask, is said to be none.
+  (tmp_path / "a/scan.nii").rename(tmp_path / "a/image.nii")
+  triplets, (fault,) = read(tmp_path, unlabelled="keep")
+  assert not triplets and "more than two values" in str(fault)
 
 
 def test_masks_are_labels_by_another_name(tmp_path):
@@ -188,7 +269,7 @@ def test_a_single_file_is_an_image_without_labels(tmp_path):
   image, _, affine = volume_files.patient()
   path = save(tmp_path / "scan.nii.gz", image, affine)
   assert nifti.matches(path)
-  triplets, faults = read(path, empty_slices="keep")
+  triplets, faults = read(path, unlabelled="keep")
   assert len(triplets) == 18
   assert not faults
   triplets, faults = read(path)
@@ -398,7 +479,7 @@ _OTHER = "neither NIfTI nor DICOM by name and start"
 
 def test_nibabel_s_own_files_are_read_or_refused(capsys):
   folder = pathlib.Path(nibabel.__file__).parent / "tests/data"
-  options = sources.Options(modality="any", empty_slices="keep")
+  options = sources.Options(modality="pet", unlabelled="keep")
   accepted, refused = {}, {}
   paths = sorted(path for path in folder.iterdir() if path.is_file())
   for path in paths:

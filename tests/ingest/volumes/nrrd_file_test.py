@@ -181,6 +181,6 @@ def test_no_more_is_unpacked_than_the_header_says(tmp_path, encoding, pack):
 )
 def test_damaged_headers_are_faults(tmp_path, content):
   (tmp_path / "image.nrrd").write_bytes(content)
-  triplets, faults = read(tmp_path, empty_slices="keep")
+  triplets, faults = read(tmp_path, unlabelled="keep")
   assert not triplets
   assert len(faults) == 1

@@ -137,7 +137,10 @@ def test_a_volume_without_targets_is_kept_only_when_asked():
   )
   with pytest.raises(DataError, match="labels"):
     list(volumes.triplets(bare, sources.Options(), [].append))
-  options = sources.Options(empty_slices="keep")
+  with pytest.raises(DataError, match="--unlabelled keep"):
+    options = sources.Options(empty_slices="keep")
+    list(volumes.triplets(bare, options, [].append))
+  options = sources.Options(unlabelled="keep")
   assert len(list(volumes.triplets(bare, options, [].append))) == 2
 
 
@@ -209,3 +212,34 @@ def test_class_names_are_words():
   for wrong in ("", "_", 3, "a [SEG] b"):
     with pytest.raises(DataError, match="class"):
       volumes.class_name("a", wrong)
+
+
+@pytest.mark.parametrize("names", [("liver",), ("liver", "spleen")])
+def test_contrast_does_not_tell_what_a_slice_shows(names):
+  """Slices with and without targets are shown in one window."""
+  shape = (4, 20, 20)
+  hounsfield_ZIJ = np.full(shape, -1000, np.int16)
+  hounsfield_ZIJ[:, 4:16, 4:16] = np.arange(-72, 72).reshape(12, 12)
+  labels_ZIJ = np.zeros(shape, np.uint8)
+  labels_ZIJ[1, 4:8, 4:8] = 1
+  labels_ZIJ[2, 4:8, 4:8] = len(names)
+  classes = tuple((name, (value,)) for value, name in enumerate(names, 1))
+  target = label_map.LabelMap(labels_ZIJ, view(shape), classes, "l", [].append)
+  ct = volumes.Volume(
+    id="v",
+    path="v.nii",
+    voxels=hounsfield_ZIJ,
+    view=view(shape),
+    targets=target,
+    modality="computed tomography",
+    dataset="",
+    license=None,
+    group="g",
+    classes=names,
+  )
+  options = sources.Options(empty_slices="keep")
+  found = list(volumes.triplets(ct, options, [].append))
+  for triplet in found:
+    np.testing.assert_array_equal(triplet.image_IJC, found[0].image_IJC)
+  (window,) = {triplet.window for triplet in found}
+  assert window == ("liver" if names == ("liver",) else "soft tissue")
