@@ -205,6 +205,52 @@ def test_a_session_that_is_read_does_not_end(tmp_path, monkeypatch):
     kept.session(one.id, None)
 
 
+def test_a_session_outlives_its_job_and_its_writing(tmp_path, monkeypatch):
+  kept = shelf.Shelf(tmp_path)
+  now = [time.monotonic()]
+  monkeypatch.setattr(time, "monotonic", lambda: now[0])
+  write = lambda path: path.write_bytes(b"x")  # noqa: E731
+
+  def slow(path):
+    write(path)
+    now[0] += 5
+    kept.open_session([("b.png", write)], owner=None)
+
+  one = kept.open_session([("a.png", slow)], owner=None, lasts_s=1)
+  assert one.path.is_file() and kept.session(one.id, None)
+  with kept.use(one.id, None):
+    kept.close_session(one.id, None)
+    assert one.path.is_file()
+    with pytest.raises(Exception, match="no such session"):
+      kept.session(one.id, None)
+  assert not one.folder.exists()
+
+
+def test_a_folder_that_is_not_ours_loses_nothing(tmp_path):
+  theirs = tmp_path / "scratch/thesis.txt"
+  theirs.parent.mkdir()
+  theirs.write_text("x")
+  with pytest.raises(ValueError, match="give a new or an empty folder"):
+    shelf.Shelf(tmp_path)
+  assert [path.name for path in tmp_path.rglob("*")] == [
+    "scratch",
+    "thesis.txt",
+  ]
+
+
+def test_two_servers_do_not_share_a_folder(tmp_path):
+  kept = shelf.Shelf(tmp_path / "new")
+  write = lambda path: path.write_bytes(b"x")  # noqa: E731
+  one = kept.open_session([("a.png", write)], owner=None)
+  kept.put_image("a", ("a.png", write), {})
+  with pytest.raises(ValueError, match="stop that one"):
+    shelf.Shelf(tmp_path / "new")
+  assert one.path.is_file()
+  kept.close()
+  again = shelf.Shelf(tmp_path / "new")
+  assert not one.folder.exists() and again.image("a").is_file()
+
+
 def _zip(members, kind=zipfile.ZIP_DEFLATED):
   made = io.BytesIO()
   with zipfile.ZipFile(made, "w", kind) as packed:
