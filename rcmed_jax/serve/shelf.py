@@ -278,10 +278,22 @@ class Shelf:
   def _write(
     self, folder: pathlib.Path, incoming: Sequence[Incoming], field: str
   ) -> None:
-    """Writes files into a new folder; of an archive, what it holds."""
+    """Writes files into a new folder; of an archive, what it holds.
+
+    Of several files, those that systems lay beside them are left out.
+    """
+    if len(incoming) > 1:
+      told = [one for one in incoming if not payload.is_beside(one[0])]
+      incoming = told or incoming
     names = [payload.base_name(name, field) for name, _ in incoming]
     if len(set(names)) < len(names):
       raise errors.BadFieldError(field, "a name is given twice", 400)
+    # Several would overwrite files of each other, and each is bounded alone.
+    if len(names) > 1 and any(
+      payload.is_archive(pathlib.Path(name)) for name in names
+    ):
+      message = "give one .zip file alone, or the files that it holds"
+      raise errors.BadFieldError(field, message, 400)
     folder.mkdir(parents=True)
     for name, (_, write) in zip(names, incoming, strict=True):
       path = folder / name

@@ -297,9 +297,12 @@ def _lay_down(files: list[UploadFile], root: pathlib.Path) -> pathlib.Path:
   """Writes what was sent; the file, or the folder where there are several.
 
   The name of one may tell its modality; of a series' files, names tell nothing
-  and may be given twice.
+  and may be given twice. Files that systems lay beside them are left out.
   """
   root.mkdir()
+  if len(files) > 1:
+    told = [one for one in files if not payload.is_beside(one.filename or "")]
+    files = told or files
   for number, file in enumerate(files):
     name = f"{number:05d}.dcm"
     if len(files) == 1:

@@ -271,6 +271,44 @@ def test_an_archive_is_unpacked_flat(tmp_path):
   assert len(list(tmp_path.iterdir())) == 2
 
 
+# As Finder, Windows and burners of discs leave them beside a series.
+BESIDE = (
+  "__MACOSX/CT/._1.dcm",
+  "CT/.DS_Store",
+  "CT/Thumbs.db",
+  "DICOMDIR",
+  "desktop.ini",
+)
+
+
+def test_what_systems_lay_beside_a_series_is_left_out(tmp_path):
+  members = [("CT/1.dcm", b"one"), *((name, b"x") for name in BESIDE)]
+  (tmp_path / "a.zip").write_bytes(_zip(members))
+  out = tmp_path / "out"
+  out.mkdir()
+  payload.unpack(tmp_path / "a.zip", out, "files", most_files=2, most_bytes=100)
+  assert [path.name for path in out.iterdir()] == ["00000-1.dcm"]
+  kept = shelf.Shelf(tmp_path / "shelf")
+  write = lambda path: path.write_bytes(b"x")  # noqa: E731
+  incoming = [("1.dcm", write), ("2.dcm", write)]
+  incoming += [(name, write) for name in BESIDE]
+  one = kept.open_session(incoming, owner=None)
+  assert {path.name for path in one.folder.iterdir()} == {"1.dcm", "2.dcm"}
+  with pytest.raises(errors.BadFieldError, match="file alone"):
+    kept.open_session([("a.zip", write), ("b.zip", write)], owner=None)
+  # A folder may be hidden where a client says whole paths.
+  assert not payload.is_beside("/home/jane/.cache/1.dcm")
+
+
+def test_long_names_in_an_archive_are_cut_by_bytes(tmp_path):
+  (tmp_path / "a.zip").write_bytes(_zip([("\U00020000" * 90 + ".dcm", b"x")]))
+  out = tmp_path / "out"
+  out.mkdir()
+  payload.unpack(tmp_path / "a.zip", out, "files", most_files=2, most_bytes=100)
+  (path,) = out.iterdir()
+  assert path.suffix == ".dcm" and len(path.name.encode()) <= 255
+
+
 def _locked():
   """An archive whose flags say that it is encrypted."""
   data = bytearray(_zip([("a", b"x")], zipfile.ZIP_STORED))

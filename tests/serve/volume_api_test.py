@@ -110,7 +110,9 @@ def test_a_zip_holds_what_the_command_line_writes(at):
 
 def test_a_series_is_answered_as_dicom_and_as_nifti_that_agree(at):
   files, labels, datasets, affine = series()
-  reply = post(at, files, **MR)
+  # Beside it, what systems leave in folders.
+  beside = [("image", (name, b"x")) for name in (".DS_Store", "DICOMDIR")]
+  reply = post(at, files + beside, **MR)
   assert reply.status_code == 200, reply.text
   answer = reply.json()
   held = files_of(answer)
