@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
       service,
       kept,
       origins=tuple(args.origin),
-      hosts=() if keys or not _is_own(args.host) else _OWN,
+      hosts=() if keys or not _is_own(args.host) else _names(args.host),
       ask_volume=serve_volumes.ask_volume,
       metrics=metrics,
     )
@@ -198,9 +198,14 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
+def _names(host: str) -> tuple[str, ...]:
+  """By which a server that listens on this address of its own may be called."""
+  return (*_OWN, f"[{host}]" if ":" in host else host.lower())
+
+
 def _is_own(host: str) -> bool:
   """Whether only this machine reaches the address."""
-  if host == "localhost":
+  if host.lower() == "localhost":
     return True
   try:
     return ipaddress.ip_address(host).is_loopback

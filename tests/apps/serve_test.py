@@ -85,6 +85,22 @@ def test_on_its_own_machine_it_needs_no_key(begun, host):
   refused = app.gate._refused
   scope = {"path": "/info/", "headers": [(b"host", b"evil.example:80")]}
   assert refused(scope).status_code == 403
+  assert "call it by localhost" in refused(scope).detail
+  assert "--keys" in refused(scope).detail
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "LOCALHOST"])
+def test_it_answers_to_every_name_of_its_own_machine(begun, host):
+  gate = begun(f"--host={host}")["app"].gate
+  own = f"[{host}]" if ":" in host else host
+  names = ("localhost", "LocalHost:8000", "[::1]", "[::1]:80", own, f"{own}:80")
+  for name in names:
+    headers = [(b"host", name.encode())]
+    scope = {"path": "/healthz", "headers": headers}
+    assert gate._refused(scope) is None, name
+  for name in ("", ":80", "[", "[::1].evil.example", "localhost.evil.example"):
+    headers = [(b"host", name.encode())]
+    assert gate._refused({"path": "/healthz", "headers": headers}), name
 
 
 def test_tools_are_served_where_they_are_asked_for(
