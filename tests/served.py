@@ -141,7 +141,7 @@ def running(
   most=64,
   origins=(),
   hosts=(),
-  ask_volume=None,
+  write_answer=None,
   volumes=None,
   classes=("bright",),
   **changes,
@@ -166,7 +166,7 @@ def running(
       shelf.Shelf(pathlib.Path(folder) / "shelf"),
       origins=origins,
       hosts=hosts,
-      ask_volume=ask_volume,
+      write_answer=write_answer,
       metrics=metrics,
       log=lambda **fields: log.append(fields),
     )

@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
       kept,
       origins=tuple(args.origin),
       hosts=() if keys or not _is_own(args.host) else _names(args.host),
-      ask_volume=serve_volumes.ask_volume,
+      write_answer=serve_volumes.write_answer,
       metrics=metrics,
     )
     dropped = serve.run(

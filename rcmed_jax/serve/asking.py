@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
+import functools
 import math
 import pathlib
 from typing import TypeVar
@@ -15,6 +16,7 @@ from rcmed_jax.serve import errors, payload, scans, volume_jobs, waiting
 from rcmed_jax.serve.engine import Answered, Engine, Said
 from rcmed_jax.serve.errors import BadFieldError
 from rcmed_jax.serve.limits import Keys, Limits
+from rcmed_jax.serve.mask_memory import MaskMemory
 from rcmed_jax.serve.questions import Question
 
 Result = TypeVar("Result")
@@ -40,6 +42,11 @@ class Service:
   volumes: volume_jobs.Jobs = dataclasses.field(
     default_factory=volume_jobs.Jobs
   )
+
+  @functools.cached_property
+  def masks(self) -> MaskMemory:
+    """Memory for the masks of all volumes."""
+    return MaskMemory(self.limits.mask_bytes)
 
   async def work(self, what: Callable[[], Result]) -> Result:
     """The result of what keeps a core busy, made beside the event loop."""

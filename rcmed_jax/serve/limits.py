@@ -53,6 +53,7 @@ class Limits:
   body_s: float = 30.0  # to send a body, and a second more a megabyte
   send_s: float = 60.0  # for a client to take a part of its answer
   pixels: int = 40_000_000  # of an image, after decoding
+  mask_bytes: int = 8000 * MEGABYTE  # of the masks of all volumes at once
   voxels: int = 400_000_000  # of a volume: 1,500 slices of 512 x 512
   text: int = 4000  # characters of a conversation
   answer_s: float = 120.0  # until an answer must be there

@@ -53,7 +53,7 @@ class Application:
     kept: where clients' files lie.
     origins: whose pages may ask, "https://viewer.example.org".
     hosts: see `limits.Gate`.
-    ask_volume: see `volume_api.AskVolume`.
+    write_answer: see `volume_api.WriteAnswer`.
     metrics: of the engine and of this.
     log: takes the fields of an event.
 
@@ -68,7 +68,7 @@ class Application:
     *,
     origins: tuple[str, ...] = (),
     hosts: tuple[str, ...] = (),
-    ask_volume: volume_api.AskVolume | None = None,
+    write_answer: volume_api.WriteAnswer | None = None,
     metrics: telemetry.Metrics | None = None,
     log: Callable[..., None] = telemetry.write_line,
   ):
@@ -76,7 +76,7 @@ class Application:
     self.service = service
     self.log = log
     made = _paths(service, kept, metrics)
-    made.include_router(volume_api.router(service, kept, ask_volume))
+    made.include_router(volume_api.router(service, kept, write_answer))
     made.include_router(page.router())
     inner: ASGIApp = made
     if origins:
