@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+import time
 from typing import TypeVar
 
 import numpy as np
@@ -83,13 +84,28 @@ class Service:
     Raises:
       As `submit` and `waiting.first`.
     """
-    future = self.submit(request, question)
+    (answered,) = await self.ask_all(request, [question])
+    return answered
+
+  async def ask_all(
+    self, request: Request, questions: Sequence[Question]
+  ) -> list[Answered]:
+    """As `ask`, of several questions, which wait together."""
+    until = time.monotonic() + self.limits.answer_s
+    futures: list[asyncio.Future[Answered]] = []
     try:
+      for question in questions:
+        futures.append(self.submit(request, question))
+      if self.log_prompts:
+        request.state.prompt = " ".join(one.text for one in questions)
       with errors.blaming("prompt"):
-        await waiting.first(request, future, most_s=self.limits.answer_s)
-        return future.result()
+        for future in futures:
+          left_s = max(until - time.monotonic(), 0.0)
+          await waiting.first(request, future, most_s=left_s)
+        return [future.result() for future in futures]
     finally:
-      future.cancel()
+      for future in futures:
+        future.cancel()
 
 
 def open_scan(

@@ -48,6 +48,13 @@ class Answers(Protocol):
 
   rows: int
   max_new: int  # tokens of an answer, at most
+  max_targets: int  # masks of an answer, at most
+
+  def groups(
+    self, classes: Sequence[str]
+  ) -> tuple[dict[str, str], list[list[str]]]:
+    """See `Assistant.groups`. It is called by any thread."""
+    ...
 
   def kind(self, question: Question) -> Hashable:
     """See `Assistant.kind`. It is called by any thread."""
@@ -155,6 +162,17 @@ class Engine:
   def max_new(self) -> int:
     """Tokens of an answer, at most."""
     return self._assistant.max_new
+
+  @property
+  def max_targets(self) -> int:
+    """Masks of an answer, at most."""
+    return self._assistant.max_targets
+
+  def groups(
+    self, classes: Sequence[str]
+  ) -> tuple[dict[str, str], list[list[str]]]:
+    """See `Assistant.groups`."""
+    return self._assistant.groups(classes)
 
   @property
   def waiting(self) -> int:

@@ -266,6 +266,8 @@ def _state(service: asking.Service, metrics: telemetry.Metrics) -> APIRouter:
       "volumes": ["NIfTI", "NRRD", "DICOM series"],
       "masks": api.MASKS,
       "batch": engine.rows if engine.loaded else None,  # None: not yet known
+      # Of one answer; more classes are asked in several questions.
+      "max_targets": engine.max_targets if engine.loaded else None,
       "limits": {
         "body_bytes": told.body_bytes,
         "upload_bytes": told.upload_bytes,
