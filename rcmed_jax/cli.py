@@ -29,6 +29,9 @@ COMMANDS = {
   "bench": "which kernels run on this machine, and how fast",
 }
 
+# Those that take settings, as `apps/settings.py` reads them.
+CONFIGURED = ("demo", "train", "evaluate", "plan")
+
 # Exit code of a run that the input stopped, as argparse uses it.
 BAD_INPUT = 2
 
@@ -76,9 +79,12 @@ def _usage() -> str:
   lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
   return "\n".join(
     [
-      "usage: rcmed COMMAND [--config=FILE[:VARIANT]] [--config.KEY=VALUE] ...",
+      "usage: rcmed COMMAND [--FLAG=VALUE] ...",
       "",
       *lines,
+      "",
+      f"{', '.join(CONFIGURED)} also take --config=FILE[:VARIANT] and",
+      "--config.KEY=VALUE.",
       "",
       "`rcmed COMMAND --help` tells more. RCMED_TRACEBACK=1 shows where an",
       "error came from.",

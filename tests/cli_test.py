@@ -1,4 +1,5 @@
 import errno
+import pathlib
 import subprocess
 import sys
 import types
@@ -117,3 +118,15 @@ def test_a_fault_of_ours_keeps_its_traceback(app):
   app.main = main
   with pytest.raises(TypeError):
     cli.main(["predict"])
+
+
+def test_help_tells_which_commands_take_a_config(capsys):
+  assert cli.main(["--help"]) == 0
+  usage, *lines = capsys.readouterr().out.splitlines()
+  assert "--config" not in usage
+  assert any(", ".join(cli.CONFIGURED) in line for line in lines)
+  apps = pathlib.Path(cli.__file__).parent / "apps"
+  reads = lambda name: "settings.parse(" in (apps / name).read_text()  # noqa: E731
+  assert {name for name in cli.COMMANDS if reads(f"{name}.py")} == set(
+    cli.CONFIGURED
+  )

@@ -44,6 +44,7 @@ class Assistant:
   def __init__(self, rows=4, batch_s=0.0, answer=None):
     self.rows = rows
     self.max_new = 50
+    self.max_targets = 8
     self._answer = answer or bright
     self.batches = []
     self.texts = []
@@ -53,6 +54,13 @@ class Assistant:
     self.said = threading.Event()
     self.said.set()
     self._batch_s = batch_s
+
+  def groups(self, classes):
+    """As an assistant's that knows no new class."""
+    most = self.max_targets
+    asked = [*dict.fromkeys(classes)]
+    groups = [asked[at : at + most] for at in range(0, len(asked), most)]
+    return {name: name for name in asked}, groups
 
   def kind(self, question):
     """Long questions are of another kind than short ones."""
@@ -141,7 +149,7 @@ def running(
   most=64,
   origins=(),
   hosts=(),
-  ask_volume=None,
+  write_answer=None,
   volumes=None,
   classes=("bright",),
   **changes,
@@ -166,7 +174,7 @@ def running(
       shelf.Shelf(pathlib.Path(folder) / "shelf"),
       origins=origins,
       hosts=hosts,
-      ask_volume=ask_volume,
+      write_answer=write_answer,
       metrics=metrics,
       log=lambda **fields: log.append(fields),
     )

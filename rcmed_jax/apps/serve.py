@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
       "--no-keys if everybody there may ask."
     )
   metrics = serve.telemetry.Metrics()
-  service = _service(args, keys, metrics.rows.observe)
+  service = _service(args, keys, metrics.rows.observe, at_once=False)
   with tempfile.TemporaryDirectory() as scratch:
     kept = serve.shelf.Shelf(
       args.files or pathlib.Path(scratch),
@@ -71,8 +71,8 @@ def main(argv: Sequence[str]) -> int:
       service,
       kept,
       origins=tuple(args.origin),
-      hosts=() if keys or not _is_own(args.host) else _OWN,
-      ask_volume=serve_volumes.ask_volume,
+      hosts=() if keys or not _is_own(args.host) else _names(args.host),
+      write_answer=serve_volumes.write_answer,
       metrics=metrics,
     )
     dropped = serve.run(
@@ -81,8 +81,14 @@ def main(argv: Sequence[str]) -> int:
   return 1 if dropped else 0
 
 
-def _service(args: argparse.Namespace, keys: Any, batched: Any) -> Any:
-  """What requests are answered with; the model is read from disk."""
+def _service(
+  args: argparse.Namespace, keys: Any, batched: Any, *, at_once: bool
+) -> Any:
+  """What requests are answered with.
+
+  Args:
+    at_once: whether the model is read now, or once the engine starts.
+  """
   limits = importlib.import_module("rcmed_jax.serve.limits")
   asking = importlib.import_module("rcmed_jax.serve.asking")
   told = limits.Limits(
@@ -94,15 +100,16 @@ def _service(args: argparse.Namespace, keys: Any, batched: Any) -> Any:
   )
   workdir = args.workdir or runs.newest()
   own = [new_classes.load(path).name for path in args.classes]
-  assistant = answering.load_assistant(
-    workdir,
-    rows=args.rows,
-    **answering.loading(args),
-  )
+
+  def load() -> Any:
+    return answering.load_assistant(
+      workdir, rows=args.rows, **answering.loading(args)
+    )
+
   trained = predict_tasks.trained(workdir)
   return asking.Service(
     engine=engine.Engine(
-      assistant,
+      load() if at_once else load,
       most=args.most_waiting,
       batched=batched,
       # All new classes share one program.
@@ -132,7 +139,7 @@ def _answer_tools(args: argparse.Namespace) -> int:
 
   def load() -> Any:
     try:
-      made = _service(args, limits.Keys(), lambda count: None)
+      made = _service(args, limits.Keys(), lambda count: None, at_once=True)
       made.engine.start()
       return made
     except Exception as error:
@@ -159,7 +166,9 @@ def _parser() -> argparse.ArgumentParser:
     help="a run or a converted checkpoint; default: the newest in runs/",
   )
   add("--host", default="127.0.0.1", help="address; default: %(default)s")
-  add("--port", type=int, default=8000)
+  add(
+    "--port", type=int, default=8000, help="to listen on; default: %(default)s"
+  )
   add("--mcp", action="store_true", help="serve MCP on stdin, and no HTTP")
   add(
     "--mcp-images",
@@ -176,14 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     default=[],
     help="whose web pages may ask, https://viewer.example.org; may be repeated",
   )
-  add("--rows", type=int, default=1, help="requests answered together")
-  add("--most-waiting", type=int, default=64, help="requests that may wait")
-  add("--rate", type=float, default=120.0, help="requests a minute and caller")
-  add("--answer-s", type=float, default=120.0, help="longest wait, in seconds")
-  add("--most-mb", type=int, default=64, help="of one request in memory")
-  add("--most-upload-mb", type=int, default=1000, help="of one form with files")
-  add("--most-pixels", type=int, default=40_000_000, help="of one image")
-  add("--drain-s", type=float, default=60.0, help="to end in, after SIGTERM")
+  _add_limits(parser)
   add(
     "--files",
     type=pathlib.Path,
@@ -198,9 +200,44 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+  """Adds how much and how often; each with its default."""
+  for name, kind, default, told in (
+    ("--rows", _above_zero, 1, "requests that a device answers together"),
+    ("--most-waiting", _above_zero, 64, "requests that may wait"),
+    ("--rate", float, 120.0, "requests a minute and caller"),
+    ("--answer-s", float, 120.0, "longest wait for an answer, in seconds"),
+    ("--most-mb", int, 64, "megabytes of one request's JSON"),
+    ("--most-upload-mb", int, 1000, "megabytes of one form with its files"),
+    ("--most-pixels", int, 40_000_000, "pixels of one image"),
+    (
+      "--drain-s",
+      float,
+      60.0,
+      "seconds after SIGTERM in which requests that were let in are answered",
+    ),
+  ):
+    parser.add_argument(
+      name, type=kind, default=default, help=f"{told}; default: %(default)s"
+    )
+
+
+def _above_zero(text: str) -> int:
+  """A number of 1 or more, of the command line."""
+  number = int(text)
+  if number < 1:
+    raise argparse.ArgumentTypeError(f"expected 1 or more, received {number}")
+  return number
+
+
+def _names(host: str) -> tuple[str, ...]:
+  """By which a server that listens on this address of its own may be called."""
+  return (*_OWN, f"[{host}]" if ":" in host else host.lower())
+
+
 def _is_own(host: str) -> bool:
   """Whether only this machine reaches the address."""
-  if host == "localhost":
+  if host.lower() == "localhost":
     return True
   try:
     return ipaddress.ip_address(host).is_loopback

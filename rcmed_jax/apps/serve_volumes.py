@@ -1,41 +1,34 @@
-"""Volumes that clients of the server send, answered slice by slice."""
+"""The files of an answer about a volume that a client of the server sent."""
 
-from collections.abc import Callable
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from rcmed_jax.apps import predict_one
-from rcmed_jax.serve import api, nifti_out, scans, viewing, volumes
-from rcmed_jax.serve.cleanup import Cleanup
-from rcmed_jax.serve.engine import Engine
+from rcmed_jax.serve import (
+  api,
+  nifti_out,
+  scans,
+  viewing,
+  volume_answers,
+  volumes,
+)
 
 
-def ask_volume(
-  engine: Engine,
-  scan: scans.Scan,
-  text: str,
+def write_answer(
   out: pathlib.Path,
-  *,
-  describe: bool,
-  looking: scans.Looking,
-  cleanup: Cleanup,
-  on_slice: Callable[[], None],
+  scan: scans.Scan,
+  wanted: volume_answers.Wanted,
+  said: volumes.VolumeAnswer,
 ) -> dict[str, Any]:
-  """As `rcmed predict` answers and writes; see `volume_api.AskVolume`.
+  """As `rcmed predict` writes it; see `volume_api.WriteAnswer`.
 
   Of DICOM, each mask also as NIfTI, and as PNG where it is of one picture, for
   viewers that show it so.
   """
-  asked = predict_one.Asked(text, describe, looking, cleanup)
-  said = volumes.answer(
-    engine,
-    scan,
-    text,
-    describe=describe,
-    cleanup=cleanup,
-    on_slice=on_slice,
+  asked = predict_one.Asked(
+    wanted.text, wanted.describe, wanted.looking, wanted.cleanup
   )
   answered = predict_one.write(out, scan.path, scan, asked, said)
   answered["image"] = scan.kind  # its path is ours

@@ -1,6 +1,7 @@
 """POST /v1/segment: its bodies, and what an answer becomes in JSON."""
 
 import base64
+from collections.abc import Sequence
 import time
 from typing import Annotated, Literal
 
@@ -9,7 +10,7 @@ from fastapi import APIRouter, Request
 import numpy as np
 import pydantic
 
-from rcmed_jax.serve import asking, errors, forms, payload
+from rcmed_jax.serve import asking, errors, forms, payload, reading
 from rcmed_jax.serve.engine import Answered
 from rcmed_jax.serve.questions import Answer, Found, Question
 
@@ -109,27 +110,53 @@ def router(service: asking.Service) -> APIRouter:
   async def segment(request: Request) -> SegmentAnswer:
     began = time.monotonic()
     wanted, data = await _read(request, service.limits.pixels)
-    text = asking.prompt_of(
-      wanted.prompt, wanted.classes, wanted.modality, service.limits
-    )
+    texts, called = _texts(wanted, service)
     image_IJC = await service.picture(data, "image")
     decoded = time.monotonic()
-    answered = await service.ask(
-      request, Question(image_IJC, text, wanted.describe)
+    answered = await service.ask_all(
+      request, [Question(image_IJC, text, wanted.describe) for text in texts]
     )
-    made = await service.work(lambda: targets(answered.answer, wanted.masks))
+    spoken = (found.name for one in answered for found in one.answer.targets)
+    left = set(asking.unanswered([*called.values()], spoken))
+    said = {name: own for name, own in called.items() if own not in left}
+    answer = answered[0].answer
+    if len(answered) > 1:
+      answer = reading.of_classes([one.answer for one in answered], said)
+    made = await service.work(lambda: targets(answer, wanted.masks))
     now = time.monotonic()
     return SegmentAnswer(
-      text=answered.answer.text,
-      modality=answered.answer.modality,
+      text=answer.text,
+      modality=answer.modality,
       targets=made,
-      unanswered=asking.unanswered(
-        wanted.classes or (), (one.name for one in answered.answer.targets)
-      ),
+      unanswered=[name for name in called if name not in said],
       timings=_timings(answered, decoded - began, now - began),
     )
 
   return made
+
+
+def _texts(
+  wanted: Wanted, service: asking.Service
+) -> tuple[list[str], dict[str, str]]:
+  """The questions to ask, and what answers call each class.
+
+  Raises:
+    BadFieldError: see `asking.prompt_of`.
+    NotReadyError: the assistant is not loaded yet.
+  """
+  if wanted.prompt is not None or wanted.classes is None:
+    groups: list[list[str] | None] = [wanted.classes]
+    called: dict[str, str] = {}
+  else:
+    for name in wanted.classes:
+      asking.check_text(name, "classes", service.limits)
+    called, parts = service.engine.groups(wanted.classes)
+    groups = [*parts]
+  texts = [
+    asking.prompt_of(wanted.prompt, group, wanted.modality, service.limits)
+    for group in groups
+  ]
+  return texts, called
 
 
 def targets(answer: Answer, masks: str) -> list[Target]:
@@ -204,11 +231,13 @@ async def _read_form(
   return Wanted.model_validate(fields), data
 
 
-def _timings(answered: Answered, decode_s: float, total_s: float) -> Timings:
+def _timings(
+  answered: Sequence[Answered], decode_s: float, total_s: float
+) -> Timings:
   return Timings(
     decode_s=round(decode_s, 4),
-    queue_s=round(answered.queue_s, 4),
-    answer_s=round(answered.answer_s, 4),
+    queue_s=round(max(one.queue_s for one in answered), 4),
+    answer_s=round(max(one.answer_s for one in answered), 4),
     total_s=round(total_s, 4),
-    shared=answered.shared,
+    shared=max(one.shared for one in answered),
   )

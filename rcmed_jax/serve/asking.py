@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
+import functools
 import math
 import pathlib
+import time
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +17,7 @@ from rcmed_jax.serve import errors, payload, scans, volume_jobs, waiting
 from rcmed_jax.serve.engine import Answered, Engine, Said
 from rcmed_jax.serve.errors import BadFieldError
 from rcmed_jax.serve.limits import Keys, Limits
+from rcmed_jax.serve.mask_memory import MaskMemory
 from rcmed_jax.serve.questions import Question
 
 Result = TypeVar("Result")
@@ -40,6 +43,11 @@ class Service:
   volumes: volume_jobs.Jobs = dataclasses.field(
     default_factory=volume_jobs.Jobs
   )
+
+  @functools.cached_property
+  def masks(self) -> MaskMemory:
+    """Memory for the masks of all volumes."""
+    return MaskMemory(self.limits.mask_bytes)
 
   async def work(self, what: Callable[[], Result]) -> Result:
     """The result of what keeps a core busy, made beside the event loop."""
@@ -76,13 +84,28 @@ class Service:
     Raises:
       As `submit` and `waiting.first`.
     """
-    future = self.submit(request, question)
+    (answered,) = await self.ask_all(request, [question])
+    return answered
+
+  async def ask_all(
+    self, request: Request, questions: Sequence[Question]
+  ) -> list[Answered]:
+    """As `ask`, of several questions, which wait together."""
+    until = time.monotonic() + self.limits.answer_s
+    futures: list[asyncio.Future[Answered]] = []
     try:
+      for question in questions:
+        futures.append(self.submit(request, question))
+      if self.log_prompts:
+        request.state.prompt = " ".join(one.text for one in questions)
       with errors.blaming("prompt"):
-        await waiting.first(request, future, most_s=self.limits.answer_s)
-        return future.result()
+        for future in futures:
+          left_s = max(until - time.monotonic(), 0.0)
+          await waiting.first(request, future, most_s=left_s)
+        return [future.result() for future in futures]
     finally:
-      future.cancel()
+      for future in futures:
+        future.cancel()
 
 
 def open_scan(

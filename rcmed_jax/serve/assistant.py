@@ -71,6 +71,7 @@ class Assistant:
   Attributes:
     rows: requests that all devices answer together.
     max_new: as given.
+    max_targets: as given.
     calibrate: as given.
 
   Raises:
@@ -94,7 +95,7 @@ class Assistant:
   ):
     self._model = model
     self.max_new = max_new
-    self._max_targets = max_targets
+    self.max_targets = max_targets
     self._image_size = image_size
     self.calibrate = calibrate
     self._classes = tuple(classes)
@@ -206,15 +207,7 @@ class Assistant:
     """
     if not classes:
       raise ValueError('segment: expected classes, such as ["liver"].')
-    new = {one.name: one for one in self._classes}
-    called = {
-      name: next((own for own, one in new.items() if one.named_in(name)), name)
-      for name in classes
-    }
-    asked = [*dict.fromkeys(called.values())]
-    known, most = [one for one in asked if one not in new], self._max_targets
-    groups = [known[at : at + most] for at in range(0, len(known), most)]
-    groups += [[one] for one in asked if one in new]
+    called, groups = self.groups(classes)
     image_IJC = picture(image, ", ".join(classes))
     answers = self.ask_many(
       Question(
@@ -223,6 +216,23 @@ class Assistant:
       for group in groups
     )
     return reading.of_classes(answers, called)
+
+  def groups(
+    self, classes: Sequence[str]
+  ) -> tuple[dict[str, str], list[list[str]]]:
+    """What answers call each class, and which are asked in one question.
+
+    An answer has `max_targets` masks at most; a new class is asked alone.
+    """
+    new = {one.name: one for one in self._classes}
+    called = {
+      name: next((own for own, one in new.items() if one.named_in(name)), name)
+      for name in classes
+    }
+    asked = [*dict.fromkeys(called.values())]
+    known, most = [one for one in asked if one not in new], self.max_targets
+    groups = [known[at : at + most] for at in range(0, len(known), most)]
+    return called, groups + [[one] for one in asked if one in new]
 
   def describe(self, image: Image, *, sampling: Sampling = LIKELIEST) -> Answer:
     """All that is there, in words and masks, as `ask` with no class named."""

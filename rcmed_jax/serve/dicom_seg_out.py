@@ -20,6 +20,7 @@ LABEL = "SEGMENTATION"
 
 # A series of its own beside the images'. Numbers below are taken by scanners.
 _SERIES = 900
+_MOST_IN_A_BYTE = 255  # segments, whose numbers run from 1
 # Elements that a file of masks copies; an image may lack them, where somebody
 # has removed who it is of. They may be empty (type 2, DICOM PS 3.3, C.7).
 COPIED = (
@@ -69,18 +70,15 @@ def _make(
   order: Sequence[int],
 ) -> Any:
   highdicom = extras.load("highdicom", "DICOM segmentations", "dicom")
-  stacked = np.stack([mask for _, mask in masks], axis=-1)
+  places = range(len(order))
   if len(files) == 1:  # its frames, in its own order
-    frames = np.zeros_like(stacked)
-    frames[list(order)] = stacked
-    sources = [_source(files[0])]
+    places, sources = order, [_source(files[0])]
   else:
-    frames = stacked
     sources = [_source(files[number]) for number in order]
   uid = highdicom.UID
   return highdicom.seg.Segmentation(
     source_images=sources,
-    pixel_array=frames.astype(np.uint8),
+    pixel_array=_frames([mask for _, mask in masks], list(places)),
     segmentation_type="BINARY",
     segment_descriptions=[
       _description(number, name) for number, (name, _) in enumerate(masks, 1)
@@ -97,6 +95,35 @@ def _make(
     content_description="Made by a model; not reviewed",
     series_description="Segmentation by a model",
   )
+
+
+def _frames(masks: Sequence[np.ndarray], places: Sequence[int]) -> np.ndarray:
+  """All masks as highdicom takes them, in as little memory as may be.
+
+  Numbers of segments, a byte a voxel; of masks that overlap, one beside the
+  other, a byte a voxel and mask.
+
+  Args:
+    masks: bool[slice, row, column] each.
+    places: of each slice, the frame that it becomes.
+  """
+  kind = np.uint8 if len(masks) <= _MOST_IN_A_BYTE else np.uint16
+  numbers = np.zeros(masks[0].shape, kind)
+  for number, mask in enumerate(masks, 1):
+    for z, frame in enumerate(places):
+      if numbers[frame][mask[z]].any():
+        return _stacked(masks, places)
+      numbers[frame][mask[z]] = number
+  return numbers
+
+
+def _stacked(masks: Sequence[np.ndarray], places: Sequence[int]) -> np.ndarray:
+  """uint8[frame, row, column, mask]."""
+  stacked = np.empty((*masks[0].shape, len(masks)), np.uint8)
+  for number, mask in enumerate(masks):
+    for z, frame in enumerate(places):
+      stacked[frame, ..., number] = mask[z]
+  return stacked
 
 
 def _source(path: pathlib.Path) -> Any:

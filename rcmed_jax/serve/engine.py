@@ -48,6 +48,13 @@ class Answers(Protocol):
 
   rows: int
   max_new: int  # tokens of an answer, at most
+  max_targets: int  # masks of an answer, at most
+
+  def groups(
+    self, classes: Sequence[str]
+  ) -> tuple[dict[str, str], list[list[str]]]:
+    """See `Assistant.groups`. It is called by any thread."""
+    ...
 
   def kind(self, question: Question) -> Hashable:
     """See `Assistant.kind`. It is called by any thread."""
@@ -77,7 +84,7 @@ class QueueFullError(RuntimeError):
 
 
 class NotReadyError(RuntimeError):
-  """Programs are still being compiled, or the engine was stopped."""
+  """Weights are still read, programs compiled, or the engine was stopped."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +111,8 @@ class Engine:
   """Answers questions of many threads.
 
   Args:
-    assistant: answers in the engine's thread alone, from `start` on.
+    assistant: answers in the engine's thread alone, from `start` on; or what
+      reads it from disk, there.
     most: requests that may wait.
     fill_s: how long a request waits for others to share its batch.
     batched: told of the number of requests of every batch.
@@ -113,17 +121,16 @@ class Engine:
 
   def __init__(
     self,
-    assistant: Answers,
+    assistant: Answers | Callable[[], Answers],
     *,
     most: int = 64,
     fill_s: float = FILL_S,
     batched: Batched = lambda count: None,
     warm: Sequence[str] = (),
   ):
-    self.rows = assistant.rows
-    self.max_new = assistant.max_new
     self.ready = False
-    self._assistant = assistant
+    self._load = assistant if callable(assistant) else lambda: assistant
+    self._loaded = None if callable(assistant) else assistant
     self._most = most
     self._fill_s = fill_s
     self._batched = batched
@@ -138,17 +145,47 @@ class Engine:
     )
 
   @property
+  def loaded(self) -> bool:
+    """Whether the assistant is there; without it, `rows` and such are not."""
+    return self._loaded is not None
+
+  @property
+  def rows(self) -> int:
+    """Requests that are answered together.
+
+    Raises:
+      NotReadyError: this, as all that asks the assistant, before it is loaded.
+    """
+    return self._assistant.rows
+
+  @property
+  def max_new(self) -> int:
+    """Tokens of an answer, at most."""
+    return self._assistant.max_new
+
+  @property
+  def max_targets(self) -> int:
+    """Masks of an answer, at most."""
+    return self._assistant.max_targets
+
+  def groups(
+    self, classes: Sequence[str]
+  ) -> tuple[dict[str, str], list[list[str]]]:
+    """See `Assistant.groups`."""
+    return self._assistant.groups(classes)
+
+  @property
   def waiting(self) -> int:
     """Requests in the queue."""
     return len(self._queue)
 
   @property
   def failed(self) -> Exception | None:
-    """Why warm-up failed, if it did: it will never be ready."""
+    """Why loading or warm-up failed, if it did: it will never be ready."""
     return self._failed
 
   def start(self) -> None:
-    """Begins to compile; `ready` once that is done."""
+    """Begins to load and compile; `ready` once that is done."""
     self._thread.start()
 
   def stop(self) -> None:
@@ -242,6 +279,12 @@ class Engine:
           raise
       time.sleep(_RETRY_S)
 
+  @property
+  def _assistant(self) -> Answers:
+    if self._loaded is None:
+      raise NotReadyError("the model is still being loaded; try again later")
+    return self._loaded
+
   def _require_room(self) -> None:
     """Under the lock."""
     if self._stopped or not self.ready:
@@ -262,7 +305,8 @@ class Engine:
 
   def _run(self) -> None:
     try:
-      warm_up(self._assistant, self._warm)
+      self._loaded = self._load()
+      warm_up(self._loaded, self._warm)
     except Exception as error:  # of any library; the server must say so
       self._failed = error
       return

@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse
 
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.serve.engine import NotReadyError, QueueFullError
+from rcmed_jax.serve.mask_memory import FullError
 
 # Status -> OpenAI's word for it.
 _TYPES = {
@@ -60,6 +61,7 @@ _STATUSES: tuple[tuple[type[Exception], int], ...] = (
   (NotImplementedError, 501),
   (QueueFullError, 429),
   (NotReadyError, 503),
+  (FullError, 503),
   (ClientDisconnect, CLIENT_LEFT),
   (TimeoutError, 504),
 )
@@ -136,7 +138,9 @@ def told(error: Exception) -> dict[str, Any]:
       message = "the client left"
     case TimeoutError():
       message = "there was no answer in time"
-    case NotImplementedError() | QueueFullError() | NotReadyError():
+    case (
+      NotImplementedError() | QueueFullError() | NotReadyError() | FullError()
+    ):
       message = str(error)
     case _:
       message = FAULT
@@ -160,6 +164,8 @@ def _headers(error: Exception) -> Mapping[str, str] | None:
       return _retry_after(error.wait_s)
     case NotReadyError():
       return _retry_after(5)
+    case FullError():
+      return _retry_after(30)
     case _:
       return None
 

@@ -4,10 +4,14 @@ Paths read their bodies themselves, since what is too large, too slow or of
 another kind is refused before it is understood; so they describe them, too.
 """
 
+import io
 import json
+import os
 import pathlib
 import shutil
-from typing import Any
+import tempfile
+from typing import Any, BinaryIO, cast
+import weakref
 
 import pydantic
 from starlette.datastructures import FormData, UploadFile
@@ -21,7 +25,7 @@ from rcmed_jax.serve.errors import BadFieldError
 _MOST_FIELDS = 50
 _MOST_TEXT = 1 << 20  # bytes of a field that is no file
 # Of a file: more goes to disk. A series of 2,000 files holds 130 MB.
-_IN_MEMORY = 1 << 16
+IN_MEMORY = 1 << 16
 
 # What a form's texts stand for.
 _BOOLEANS = {"true": True, "false": False}
@@ -89,14 +93,13 @@ async def form_of(request: Request, *, files: int = 1) -> FormData:
   kind = request.headers.get("content-type", "")
   if not kind.lower().startswith("multipart/form-data"):
     raise BadFieldError("body", "expected multipart/form-data", 415)
-  parser = MultiPartParser(
+  parser = _Parser(
     request.headers,
     request.stream(),
     max_files=files,
     max_fields=_MOST_FIELDS,
     max_part_size=_MOST_TEXT,
   )
-  parser.spool_max_size = _IN_MEMORY
   try:
     return await parser.parse()
   except MultiPartException as error:
@@ -174,5 +177,92 @@ def incoming_of(file: UploadFile) -> shelf.Incoming:
   def write(path: pathlib.Path) -> None:
     with path.open("wb") as out:
       shutil.copyfileobj(file.file, out)
+    file.file.seek(0)
 
   return file.filename or "", write
+
+
+class PartFile:
+  """Bytes of a part: few in memory, more in a file that is mostly closed.
+
+  A form of a long series has more files than a process may have open. Its file
+  is open from a write or read until the next `seek`, which parser and readers
+  call at the end of each part.
+  """
+
+  def __init__(self) -> None:
+    self._open: BinaryIO = io.BytesIO()
+    self._remove: weakref.finalize[..., Any] | None = None
+    self._path = ""
+
+  @property
+  def _rolled(self) -> bool:
+    """Whether it lies on disk: `UploadFile` then asks it in a thread."""
+    return self._remove is not None
+
+  @property
+  def _max_size(self) -> int:
+    """From where on it will; likewise."""
+    return IN_MEMORY
+
+  def write(self, data: bytes) -> int:
+    """Adds to its end."""
+    if not self._rolled and self._open.tell() + len(data) > IN_MEMORY:
+      self._roll()
+    return self._open.write(data)
+
+  def read(self, size: int = -1) -> bytes:
+    """The next bytes; b"" at the end."""
+    if self._rolled and self._open.closed:
+      self._open = open(self._path, "rb")  # noqa: SIM115
+    return self._open.read(size)
+
+  def seek(self, offset: int) -> int:
+    """Goes back to the beginning, and closes the file on disk."""
+    if offset:
+      raise ValueError(f"PartFile.seek: expected 0, received {offset}.")
+    if not self._rolled:
+      return self._open.seek(0)
+    self._open.close()
+    return 0
+
+  def tell(self) -> int:
+    """How many bytes were written or read."""
+    return self._open.tell()
+
+  def close(self) -> None:
+    """Ends it; its file is removed."""
+    self._open.close()
+    if self._remove is not None:
+      self._remove()
+
+  def _roll(self) -> None:
+    descriptor, self._path = tempfile.mkstemp(prefix="part-")
+    # Also of a request that nobody closes.
+    self._remove = weakref.finalize(self, _unlink, self._path)
+    held, self._open = self._open, os.fdopen(descriptor, "wb")
+    held.seek(0)
+    shutil.copyfileobj(held, self._open)
+
+
+class _Parser(MultiPartParser):
+  """Puts each file of a form into a `PartFile`."""
+
+  def on_headers_finished(self) -> None:
+    """Called before a part's first byte."""
+    super().on_headers_finished()
+    part = self._current_part.file
+    if part is not None:
+      file = PartFile()
+      self._files_to_close_on_error[-1].close()
+      self._files_to_close_on_error[-1] = cast(Any, file)
+      self._current_part.file = UploadFile(
+        cast(BinaryIO, file),
+        size=0,
+        filename=part.filename,
+        headers=part.headers,
+      )
+
+
+def _unlink(path: str) -> None:
+  pathlib.Path(path).unlink(missing_ok=True)

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import hmac
 import pathlib
+import re
 import time
 from typing import Any
 
@@ -29,6 +30,10 @@ SHORTEST_KEY = 16
 OPEN = ("/healthz", "/readyz", "/auth/", "/auth/token", *page.PATHS)
 # Bytes a second that a client with much to send has to reach.
 _SLOWEST = MEGABYTE
+_NOT_CALLED_SO = (
+  "Host: without keys the server answers to names of its own machine alone; "
+  "call it by localhost, or start it with --keys=FILE"
+)
 # Callers whose rates are remembered; the one that was seen longest ago goes.
 _MOST_CALLERS = 10_000
 
@@ -48,6 +53,7 @@ class Limits:
   body_s: float = 30.0  # to send a body, and a second more a megabyte
   send_s: float = 60.0  # for a client to take a part of its answer
   pixels: int = 40_000_000  # of an image, after decoding
+  mask_bytes: int = 8000 * MEGABYTE  # of the masks of all volumes at once
   voxels: int = 400_000_000  # of a volume: 1,500 slices of 512 x 512
   text: int = 4000  # characters of a conversation
   answer_s: float = 120.0  # until an answer must be there
@@ -139,8 +145,9 @@ class Gate:
     keys: who may ask.
     limits: how much.
     origins: whose web pages may ask, besides the server's own.
-    hosts: names by which the server may be called; (): any. A page elsewhere
-      can make its own name point to this machine and then seem the server's.
+    hosts: names by which the server may be called, as of `host_name`; (): any.
+      A page elsewhere can make its own name point to this machine and then seem
+      the server's.
 
   Attributes:
     closed: new requests are refused; those inside are answered.
@@ -196,9 +203,8 @@ class Gate:
   def _refused(self, scope: Scope) -> HTTPException | None:
     """Why the request is not let in; notes whose it is where it is."""
     headers = Headers(scope=scope)
-    name = headers.get("host", "").rpartition(":")
-    if self._hosts and (name[0] or name[2]) not in self._hosts:
-      return HTTPException(403, "the server is not called so")
+    if self._hosts and host_name(headers.get("host", "")) not in self._hosts:
+      return HTTPException(403, _NOT_CALLED_SO)
     origin = headers.get("origin")
     if origin is not None and not self._is_own(origin, headers):
       return HTTPException(403, "pages of this origin may not ask here")
@@ -238,9 +244,9 @@ class Gate:
     return self._limits.body_bytes
 
   def _is_own(self, origin: str, headers: Headers) -> bool:
-    host = origin.partition("://")[2]
+    host = origin.partition("://")[2].lower()
     return origin in self._origins or (
-      bool(host) and host == headers.get("host")
+      bool(host) and host == headers.get("host", "").lower()
     )
 
   def _measured(self, receive: Receive, seen: list[int], most: int) -> Receive:
@@ -301,6 +307,12 @@ def _too_large(most: int) -> HTTPException:
     f"the request is larger than {most / MEGABYTE:g} MB",
     {"Connection": "close"},
   )
+
+
+def host_name(host: str) -> str:
+  """The name in a Host header, in lower case: "[::1]:80" becomes "[::1]"."""
+  found = re.fullmatch(r"(\[[^\]]*\]|[^\[:]*)(:\d*)?", host.strip().lower())
+  return found[1] if found else ""
 
 
 def bearer(headers: Any) -> str:

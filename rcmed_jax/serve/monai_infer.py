@@ -35,7 +35,7 @@ from rcmed_jax.serve import (
   payload,
   scans,
   shelf,
-  volume_jobs,
+  volume_answers,
   volumes,
 )
 from rcmed_jax.serve.cleanup import Cleanup
@@ -45,19 +45,13 @@ Output = Literal["all", "image", "json", "dicom_seg", ""]
 
 # Of a file: whether it is a volume and no picture.
 _VOLUMES = (".nii", ".nii.gz", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd", ".npz")
-# Of a volume's masks, a byte a voxel and class: of 50 classes in a volume of
-# 300 slices.
-_MASK_BYTES = 4e9
 
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
   """What `params` say."""
 
-  text: str
-  describe: bool
-  looking: scans.Looking
-  cleanup: Cleanup
+  asked: volume_answers.Wanted
   suffix: str  # "": as fits the image
   compressed: bool
 
@@ -113,10 +107,14 @@ async def _answer(
     out = scratch / f"label{_suffix(wanted, label_maps.VOLUMES)}"
     if output == "dicom_seg":
       out = scratch / "segmentation.dcm"
-    job = await service.volumes.begin(
-      lambda on_slice: _volume(service, wanted, path, out, on_slice)
+    job = await volume_answers.begin(
+      service,
+      path,
+      wanted.asked,
+      lambda scan, found: _volume(out, scan, found, wanted.compressed),
+      fields="params.",
     )
-    said = await job.result(request, service.limits.volume_s)
+    said = await job.result(request)
   else:
     out = scratch / f"label{_suffix(wanted, label_maps.PICTURES)}"
     said = await _picture(service, request, wanted, path, out)
@@ -134,25 +132,12 @@ async def _answer(
 
 
 def _volume(
-  service: asking.Service,
-  wanted: Wanted,
-  path: pathlib.Path,
   out: pathlib.Path,
-  on_slice: volume_jobs.OnSlice,
+  scan: scans.Scan,
+  found: volumes.VolumeAnswer,
+  compressed: bool,
 ) -> dict[str, Any]:
   """Writes a volume's label map or segmentation; what is said comes back."""
-  scan = asking.open_scan(path, wanted.text, wanted.looking, service.limits)
-  depth = scan.view.shape[0]
-  with errors.blaming("params"):
-    found = volumes.answer(
-      service.engine,
-      scan,
-      wanted.text,
-      describe=wanted.describe,
-      cleanup=wanted.cleanup,
-      on_slice=lambda: on_slice(depth),
-      most_bytes=_MASK_BYTES,
-    )
   masks = [
     (one.name, one.mask) for one in found.targets if one.mask is not None
   ]
@@ -165,9 +150,7 @@ def _volume(
     shape = scan.grid.shape if scan.grid else scan.view.shape
     map_ = label_maps.of(masks, shape)
     names = map_.names
-    label_maps.write_volume(
-      out, map_.labels, scan, compressed=wanted.compressed
-    )
+    label_maps.write_volume(out, map_.labels, scan, compressed=compressed)
   return {
     "label_names": names,
     "text": found.text,
@@ -191,13 +174,14 @@ async def _picture(
   out: pathlib.Path,
 ) -> dict[str, Any]:
   """Writes a picture's label map; what is said beside it comes back."""
+  asked = wanted.asked
   service.engine.require_room()
   most = service.limits.pixels
   image_IJC = await service.work(
     lambda: payload.picture_of(path, "image", most)
   )
   answered = await service.ask(
-    request, Question(image_IJC, wanted.text, wanted.describe)
+    request, Question(image_IJC, asked.text, asked.describe)
   )
   answer = answered.answer
   masks = [
@@ -293,19 +277,18 @@ def _wanted(params: dict[str, Any], service: asking.Service) -> Wanted:
   else:
     text, describe = prompts.description_question(0), True
   try:
+    looking = scans.Looking(
+      axis=read("axis", str, "") or "axial",
+      window=read("window", str, ""),
+      modality=read("modality", str, ""),
+    )
+    cleanup = Cleanup(
+      smooth=read("smooth", bool, False),
+      min_mm3=read("min_mm3", (int, float), 0.0),
+      largest=read("largest", bool, False),
+    )
     return Wanted(
-      text=text,
-      describe=describe,
-      looking=scans.Looking(
-        axis=read("axis", str, "") or "axial",
-        window=read("window", str, ""),
-        modality=read("modality", str, ""),
-      ),
-      cleanup=Cleanup(
-        smooth=read("smooth", bool, False),
-        min_mm3=read("min_mm3", (int, float), 0.0),
-        largest=read("largest", bool, False),
-      ),
+      asked=volume_answers.Wanted(text, describe, looking, cleanup),
       suffix=read("result_extension", str, ""),
       compressed=read("result_compress", bool, True),
     )

@@ -31,6 +31,10 @@ _DATA_URL = re.compile(
   re.IGNORECASE,
 )
 _LONGEST_NAME = 255  # bytes that a file system takes
+# Of a name in an archive, its end; a number stands before it.
+_NAME_BYTES = 200
+# What systems lay beside files, in lower case; as `page/files.js` has it.
+_BESIDE = ("dicomdir", "thumbs.db", "desktop.ini", "autorun.inf")
 _READ = 1 << 20  # bytes of an archive at a time
 # Of a .zip: its end record, what may follow that, and the directory's bytes a
 # file, of which a path may have most. Source: APPNOTE.TXT, 4.3.16.
@@ -116,6 +120,17 @@ def base_name(name: str, field: str) -> str:
   return last
 
 
+def is_beside(name: str) -> bool:
+  """Whether systems lay such files beside a series, unasked and mostly unseen.
+
+  Hidden ones such as .DS_Store, Finder's __MACOSX, DICOMDIR, Thumbs.db.
+  """
+  *folders, last = re.split(r"[\\/]", name)
+  return (
+    last.startswith(".") or last.lower() in _BESIDE or "__MACOSX" in folders
+  )
+
+
 def is_archive(path: pathlib.Path) -> bool:
   """Whether it is a .zip by its name."""
   return path.suffix.lower() == ".zip"
@@ -132,7 +147,7 @@ def unpack(
   """Writes the files of a .zip into a folder, under numbers and base names.
 
   What an archive says of its sizes is not believed: bytes are counted as they
-  come. Links become files, folders are left out.
+  come. Links become files; folders are left out, and what `is_beside`.
 
   Raises:
     BadFieldError: 400 if it is damaged, empty or locked, 413 if it holds more
@@ -143,12 +158,15 @@ def unpack(
     raise BadFieldError(field, f"more than {most_files} files", 413)
   try:
     with zipfile.ZipFile(archive) as packed:
-      infos = [info for info in packed.infolist() if not info.is_dir()]
+      infos = [
+        info
+        for info in packed.infolist()
+        if not (info.is_dir() or is_beside(info.filename))
+      ]
       if len(infos) > most_files:
         raise BadFieldError(field, f"more than {most_files} files", 413)
       for number, info in enumerate(infos):
-        name = re.sub(r"[^\w.-]", "_", info.filename.rpartition("/")[2])[-80:]
-        path = folder / f"{number:05d}-{name}"
+        path = folder / f"{number:05d}-{_plain(info.filename)}"
         with packed.open(info) as source, path.open("wb") as out:
           while part := source.read(_READ):
             left -= len(part)
@@ -167,6 +185,12 @@ def unpack(
     raise BadFieldError(field, "it is no sound .zip file", 400) from error
   if not infos:
     raise BadFieldError(field, "it is an empty archive", 400)
+
+
+def _plain(name: str) -> str:
+  """The end of a path in an archive, as a file system takes it."""
+  last = re.sub(r"[^\w.-]", "_", name.rpartition("/")[2])
+  return last.encode()[-_NAME_BYTES:].decode(errors="ignore")
 
 
 def _directory_bytes(archive: pathlib.Path) -> float:

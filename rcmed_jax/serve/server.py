@@ -53,7 +53,7 @@ class Application:
     kept: where clients' files lie.
     origins: whose pages may ask, "https://viewer.example.org".
     hosts: see `limits.Gate`.
-    ask_volume: see `volume_api.AskVolume`.
+    write_answer: see `volume_api.WriteAnswer`.
     metrics: of the engine and of this.
     log: takes the fields of an event.
 
@@ -68,7 +68,7 @@ class Application:
     *,
     origins: tuple[str, ...] = (),
     hosts: tuple[str, ...] = (),
-    ask_volume: volume_api.AskVolume | None = None,
+    write_answer: volume_api.WriteAnswer | None = None,
     metrics: telemetry.Metrics | None = None,
     log: Callable[..., None] = telemetry.write_line,
   ):
@@ -76,7 +76,7 @@ class Application:
     self.service = service
     self.log = log
     made = _paths(service, kept, metrics)
-    made.include_router(volume_api.router(service, kept, ask_volume))
+    made.include_router(volume_api.router(service, kept, write_answer))
     made.include_router(page.router())
     inner: ASGIApp = made
     if origins:
@@ -112,9 +112,21 @@ class Application:
 
 
 class Server(uvicorn.Server):
-  """uvicorn, which on SIGTERM first answers what is inside."""
+  """uvicorn, which on SIGTERM first answers what is inside.
 
-  def __init__(self, app: Application, *, host: str, port: int, drain_s: float):
+  Args:
+    begun: called once it listens.
+  """
+
+  def __init__(
+    self,
+    app: Application,
+    *,
+    host: str,
+    port: int,
+    drain_s: float,
+    begun: Callable[[], None] = lambda: None,
+  ):
     super().__init__(
       uvicorn.Config(
         app,
@@ -133,7 +145,14 @@ class Server(uvicorn.Server):
     )
     self._application = app
     self._drain_s = drain_s
+    self._begun = begun
     self._until: float | None = None
+
+  async def startup(self, sockets: Any = None) -> None:
+    """Listens, and only then begins what takes long."""
+    await super().startup(sockets)
+    if self.started:
+      self._begun()
 
   def handle_exit(self, sig: int, frame: Any) -> None:
     """The first signal closes the gate; see the top of this file.
@@ -162,18 +181,22 @@ class Server(uvicorn.Server):
 def run(app: Application, *, host: str, port: int, drain_s: float) -> int:
   """Serves until a signal; how many were let in and not answered comes back.
 
+  It listens before the model is loaded: it lives meanwhile, and is not ready.
+
   Raises:
     OSError: the port is taken.
     RuntimeError: the model could not be made ready.
+    What loading it ends in.
   """
   engine = app.service.engine
   logging.captureWarnings(True)
   handler = telemetry.LibraryLog(app.log)
   for name in _LOGGERS:
     logging.getLogger(name).addHandler(handler)
-  server = Server(app, host=host, port=port, drain_s=drain_s)
+  server = Server(
+    app, host=host, port=port, drain_s=drain_s, begun=engine.start
+  )
   app.log(event="start", host=host, port=port, model=app.service.name)
-  engine.start()
   try:
     server.run()
   except SystemExit as error:  # what uvicorn makes of a port that is taken
@@ -186,6 +209,8 @@ def run(app: Application, *, host: str, port: int, drain_s: float) -> int:
       engine.stop()
     app.log(event="stop", unanswered=app.gate.dropped)
   if engine.failed is not None:
+    if not engine.loaded:
+      raise engine.failed
     raise RuntimeError("the model could not be made ready") from engine.failed
   return app.gate.dropped
 
@@ -225,12 +250,13 @@ def _state(service: asking.Service, metrics: telemetry.Metrics) -> APIRouter:
   @made.get("/readyz", responses={503: {"description": "Not yet"}})
   def readyz() -> dict[str, str]:
     if not service.engine.ready:
-      raise errors.later(503, "programs are still being compiled", 5)
+      message = "the model is still being loaded, or its programs compiled"
+      raise errors.later(503, message, 5)
     return {"status": "ready"}
 
   @made.get("/capabilities")
   def capabilities() -> dict[str, Any]:
-    told = service.limits
+    told, engine = service.limits, service.engine
     return {
       "model": service.name,
       "version": rcmed_jax.__version__,
@@ -239,7 +265,9 @@ def _state(service: asking.Service, metrics: telemetry.Metrics) -> APIRouter:
       "images": [*payload.FORMATS, "DICOM"],
       "volumes": ["NIfTI", "NRRD", "DICOM series"],
       "masks": api.MASKS,
-      "batch": service.engine.rows,
+      "batch": engine.rows if engine.loaded else None,  # None: not yet known
+      # Of one answer; more classes are asked in several questions.
+      "max_targets": engine.max_targets if engine.loaded else None,
       "limits": {
         "body_bytes": told.body_bytes,
         "upload_bytes": told.upload_bytes,

@@ -8,12 +8,18 @@ All lie below one folder, and nothing is written outside of it: files have base
 names, sessions random numbers, ids and tags are quoted. A session belongs to
 the key that made it and ends when its time is over; images and labels stay. An
 image may have several files, as a DICOM series has; a .zip is unpacked.
+
+A file of its own marks the folder. Nothing is removed from a folder without it,
+and a server holds its lock as long as it lives, so that no other clears the
+sessions of one that runs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
+import fcntl
 import json
+import os
 import pathlib
 import shutil
 import threading
@@ -21,6 +27,7 @@ import time
 from typing import Any
 import urllib.parse
 import uuid
+import weakref
 
 from starlette.exceptions import HTTPException
 
@@ -35,6 +42,8 @@ MOST_FILES = 2000
 
 _INFO = "info.json"
 _FILES = "file"
+# Marks a folder of ours; a server that runs holds its lock.
+MARKER = ".rcmed-files"
 # Of an id, quoted: what a file system takes.
 _LONGEST = 255
 
@@ -51,7 +60,8 @@ class Session:
   folder: pathlib.Path
   lasts_s: float
   until: float
-  users: int = 0  # requests that read its files now
+  users: int = 0  # requests that write or read its files now
+  ended: bool = False  # nobody may ask for it; its last user removes it
 
   @property
   def path(self) -> pathlib.Path:
@@ -66,6 +76,9 @@ class Shelf:
     root: the folder, which is made.
     most_bytes: of all that lies in it.
     unpacked_bytes: of what an archive holds.
+
+  Raises:
+    ValueError: the folder is another's, or another server uses it.
   """
 
   def __init__(
@@ -80,11 +93,18 @@ class Shelf:
     self._unpacked_bytes = unpacked_bytes
     self._sessions: dict[str, Session] = {}
     self._lock = threading.Lock()
+    held = _claimed(self._root)
+    # Its lock goes with this, or with the process, however that ends.
+    self._release = weakref.finalize(self, os.close, held)
     # Of a server that was killed: nobody knows these any more.
     for name in ("sessions", "scratch"):
       shutil.rmtree(self._root / name, ignore_errors=True)
     for name in ("sessions", "images", "labels", "scratch"):
       (self._root / name).mkdir(parents=True, exist_ok=True)
+
+  def close(self) -> None:
+    """Lets another server have the folder."""
+    self._release()
 
   @property
   def scratch(self) -> pathlib.Path:
@@ -107,9 +127,8 @@ class Shelf:
     self._check_room()
     lasts_s = min(max(lasts_s, 1.0), SESSION_S)
     folder = self._root / "sessions" / uuid.uuid4().hex
-    session = Session(
-      folder.name, owner, folder, lasts_s, time.monotonic() + lasts_s
-    )
+    # Its time begins once it is written.
+    session = Session(folder.name, owner, folder, lasts_s, 0.0, users=1)
     with self._lock:
       self._expire()
       if len(self._sessions) >= MOST_SESSIONS:
@@ -122,6 +141,7 @@ class Shelf:
         self._sessions.pop(session.id, None)
       shutil.rmtree(folder, ignore_errors=True)
       raise
+    self._leave(session)
     return session
 
   def session(self, name: str, owner: str | None) -> Session:
@@ -131,32 +151,31 @@ class Shelf:
       HTTPException: 404, there is none.
     """
     with self._lock:
-      self._expire()
-      found = self._sessions.get(name)
-      if found is None or found.owner != owner:
-        raise HTTPException(404, "there is no such session")
-      found.until = time.monotonic() + found.lasts_s
-      return found
+      return self._find(name, owner)
 
   @contextlib.contextmanager
   def use(self, name: str, owner: str | None) -> Iterator[Session]:
-    """A session, which does not end by itself meanwhile; see `session`."""
-    found = self.session(name, owner)
+    """A session whose files stay meanwhile, even if it is ended; see `session`.
+
+    A job holds it until its last file is written.
+    """
     with self._lock:
+      found = self._find(name, owner)
       found.users += 1
     try:
       yield found
     finally:
-      with self._lock:
-        found.users -= 1
-        found.until = time.monotonic() + found.lasts_s
+      self._leave(found)
 
   def close_session(self, name: str, owner: str | None) -> None:
-    """Ends a session; see `session`."""
-    found = self.session(name, owner)
+    """Ends a session; see `session`. Who uses it still has its files."""
     with self._lock:
-      self._sessions.pop(found.id, None)
-    shutil.rmtree(found.folder, ignore_errors=True)
+      found = self._find(name, owner)
+      self._sessions.pop(found.id)
+      found.ended = True
+      used = found.users > 0
+    if not used:
+      shutil.rmtree(found.folder, ignore_errors=True)
 
   def unpacked(self, incoming: Incoming, folder: pathlib.Path) -> pathlib.Path:
     """The file in a new folder, or the folder where it was an archive.
@@ -259,10 +278,22 @@ class Shelf:
   def _write(
     self, folder: pathlib.Path, incoming: Sequence[Incoming], field: str
   ) -> None:
-    """Writes files into a new folder; of an archive, what it holds."""
+    """Writes files into a new folder; of an archive, what it holds.
+
+    Of several files, those that systems lay beside them are left out.
+    """
+    if len(incoming) > 1:
+      told = [one for one in incoming if not payload.is_beside(one[0])]
+      incoming = told or incoming
     names = [payload.base_name(name, field) for name, _ in incoming]
     if len(set(names)) < len(names):
       raise errors.BadFieldError(field, "a name is given twice", 400)
+    # Several would overwrite files of each other, and each is bounded alone.
+    if len(names) > 1 and any(
+      payload.is_archive(pathlib.Path(name)) for name in names
+    ):
+      message = "give one .zip file alone, or the files that it holds"
+      raise errors.BadFieldError(field, message, 400)
     folder.mkdir(parents=True)
     for name, (_, write) in zip(names, incoming, strict=True):
       path = folder / name
@@ -278,6 +309,24 @@ class Shelf:
           )
         finally:
           path.unlink()
+
+  def _find(self, name: str, owner: str | None) -> Session:
+    """As `session`. Under the lock."""
+    self._expire()
+    found = self._sessions.get(name)
+    if found is None or found.owner != owner:
+      raise HTTPException(404, "there is no such session")
+    found.until = time.monotonic() + found.lasts_s
+    return found
+
+  def _leave(self, session: Session) -> None:
+    """One user less; its time begins anew."""
+    with self._lock:
+      session.users -= 1
+      session.until = time.monotonic() + session.lasts_s
+      over = session.ended and not session.users
+    if over:
+      shutil.rmtree(session.folder, ignore_errors=True)
 
   def _expire(self) -> None:
     """Ends sessions whose time is over. Under the lock."""
@@ -300,6 +349,33 @@ class Shelf:
         continue
     if held >= self._most_bytes:
       raise HTTPException(507, "the server's folder is full")
+
+
+def _claimed(root: pathlib.Path) -> int:
+  """Makes a folder ours; the descriptor that holds its lock comes back.
+
+  Raises:
+    ValueError: it holds files and no marker, or another server holds the lock.
+  """
+  marker = root / MARKER
+  root.mkdir(parents=True, exist_ok=True)
+  if not marker.exists() and any(root.iterdir()):
+    raise ValueError(
+      f"--files={root} holds files and was not made by `rcmed serve`, which "
+      "clears its sessions and scratch at every start: give a new or an empty "
+      f"folder. If an earlier version made it, put an empty file {MARKER} "
+      "into it."
+    )
+  held = os.open(marker, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+  try:
+    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    os.close(held)
+    raise ValueError(
+      f"--files={root} is in use by another `rcmed serve`: stop that one, or "
+      "give this one another folder."
+    ) from error
+  return held
 
 
 def _one_of(folder: pathlib.Path) -> pathlib.Path:

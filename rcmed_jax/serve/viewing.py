@@ -34,7 +34,7 @@ def slice_png(scan: Scan, number: int) -> bytes:
   """
   depth = scan.view.shape[0]
   if not 0 <= number < depth:
-    raise errors.BadFieldError("slice", f"expected 0 to {depth - 1}", 404)
+    raise errors.BadFieldError("number", f"expected 0 to {depth - 1}", 404)
   return picture_png(scan.some({number})[number])
 
 

@@ -11,12 +11,13 @@ the next question about it need not send it again. An answer of many slices
 takes its time: with stream=true it tells of each.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator
+import contextlib
 import pathlib
 import tempfile
 from typing import Annotated, Any, Literal, Protocol
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 import pydantic
 from starlette.background import BackgroundTask
 from starlette.datastructures import UploadFile
@@ -37,10 +38,11 @@ from rcmed_jax.serve import (
   scans,
   shelf,
   viewing,
+  volume_answers,
   volume_jobs,
+  volumes,
 )
 from rcmed_jax.serve.cleanup import Cleanup
-from rcmed_jax.serve.engine import Engine
 
 _MOST_CLASSES = 64
 
@@ -53,26 +55,20 @@ _NIFTI = {200: {"content": {"application/gzip": {}}}}
 _PNG = {200: {"content": {"image/png": {}}}}
 
 
-class AskVolume(Protocol):
-  """Answers a volume and writes the files of its answer."""
+class WriteAnswer(Protocol):
+  """Writes the files of a volume's answer."""
 
   def __call__(
     self,
-    engine: Engine,
-    scan: scans.Scan,
-    text: str,
     out: pathlib.Path,
-    *,
-    describe: bool,
-    looking: scans.Looking,
-    cleanup: Cleanup,
-    on_slice: Callable[[], None],
+    scan: scans.Scan,
+    wanted: volume_answers.Wanted,
+    said: volumes.VolumeAnswer,
   ) -> dict[str, Any]:
     """What `answer.json` says; it and the files it names lie in `out`.
 
     Raises:
-      DataError: the scan cannot be read to its end.
-      ValueError: it cannot be asked so.
+      DataError: the scan is not one that they can be of.
     """
     ...
 
@@ -114,15 +110,15 @@ class VolumeWanted(pydantic.BaseModel):
 def router(
   service: asking.Service,
   kept: shelf.Shelf,
-  ask_volume: AskVolume | None = None,
+  write_answer: WriteAnswer | None = None,
 ) -> APIRouter:
   """The paths at the top of this file.
 
   Args:
-    ask_volume: None: volumes are not answered, 501.
+    write_answer: None: volumes are not answered, 501.
   """
   made = APIRouter()
-  _add_segment(made, service, kept, ask_volume)
+  _add_segment(made, service, kept, write_answer)
   _add_views(made, service, kept)
   return made
 
@@ -131,7 +127,7 @@ def _add_segment(
   made: APIRouter,
   service: asking.Service,
   kept: shelf.Shelf,
-  ask_volume: AskVolume | None,
+  write_answer: WriteAnswer | None,
 ) -> None:
   form = VolumeWanted.model_json_schema()
   form["properties"]["image"] = {
@@ -147,47 +143,31 @@ def _add_segment(
     openapi_extra={"requestBody": {"required": True, "content": content}},
   )
   async def segment(request: Request) -> Response:
-    if ask_volume is None:
+    if write_answer is None:
       raise NotImplementedError("volumes are not answered here")
-    ask = ask_volume
-    wanted, path, folder = await _read(request, service, kept)
-    text = _text(wanted, service)
-    looking = _looking(wanted)
-    cleanup = Cleanup(wanted.smooth, wanted.min_mm3, wanted.largest)
-    if service.log_prompts:
-      request.state.prompt = text
+    write = write_answer
+    # What the job reads is the job's: it goes at its end, not under its hands.
+    with contextlib.ExitStack() as held:
+      fields, path, out = await _read(request, service, kept, held)
+      wanted = _wanted(fields, service)
+      if service.log_prompts:
+        request.state.prompt = wanted.text
 
-    # The folder is the job's, so that nothing is removed under its hands.
-    def answer(on_slice: volume_jobs.OnSlice) -> volume_jobs.Files:
-      with folder, errors.blaming("prompt"):
-        scan = open_volume(path, text, looking, service)
-        if cleanup.min_mm3 and scan.voxel_mm3 is None:
-          raise errors.BadFieldError("min_mm3", "nothing tells a voxel's size")
-        depth = scan.view.shape[0]
-        out = pathlib.Path(folder.name) / "answer"
-        answered = ask(
-          service.engine,
-          scan,
-          text,
-          out,
-          describe=wanted.describe,
-          looking=looking,
-          cleanup=cleanup,
-          on_slice=lambda: on_slice(depth),
-        )
-        said = (target["class"] for target in answered["targets"])
-        left = asking.unanswered(wanted.classes or (), said)
+      def render(
+        scan: scans.Scan, said: volumes.VolumeAnswer
+      ) -> volume_jobs.Files:
+        answered = write(out, scan, wanted, said)
+        spoken = (target["class"] for target in answered["targets"])
+        left = asking.unanswered(fields.classes or (), spoken)
         return volume_jobs.Files.read(answered | {"unanswered": left}, out)
 
-    try:
-      job = await service.volumes.begin(answer)
-    except BaseException:
-      folder.cleanup()
-      raise
-    if wanted.stream:
+      job = await volume_answers.begin(
+        service, path, wanted, render, held=held.pop_all()
+      )
+    if fields.stream:
       return events.response(job.events(volume_jobs.Files.json))
-    files = await job.result(request, service.limits.volume_s)
-    if wanted.output == "zip":
+    files = await job.result(request)
+    if fields.output == "zip":
       return Response(files.zip(), media_type="application/zip")
     return JSONResponse(files.json())
 
@@ -197,15 +177,21 @@ def _add_views(
 ) -> None:
   responses = errors.DOCUMENTED | {404: _ANSWERS[404]}
 
-  async def scan_of(request: Request, session: str) -> scans.Scan:
-    path = _session_path(kept, session, request)
-    return await service.work(
-      lambda: open_volume(path, "", scans.Looking(), service)
-    )
+  async def scan_of(
+    request: Request, session: str
+  ) -> AsyncIterator[scans.Scan]:
+    """The scan of a session, whose files stay until the response is sent."""
+    with kept.use(session, request.state.caller) as found:
+      yield await service.work(
+        lambda: volume_answers.open_volume(
+          found.path, "", scans.Looking(), service.limits
+        )
+      )
+
+  opened = Depends(scan_of)
 
   @made.get("/v1/volumes/{session}", responses=responses)
-  async def told(request: Request, session: str) -> dict[str, Any]:
-    scan = await scan_of(request, session)
+  async def told(scan: scans.Scan = opened) -> dict[str, Any]:
     return {
       "kind": scan.kind,
       "slices": scan.view.shape[0],
@@ -214,8 +200,7 @@ def _add_views(
     }
 
   @made.get("/v1/volumes/{session}/image", responses=responses | _NIFTI)
-  async def image(request: Request, session: str) -> FileResponse:
-    scan = await scan_of(request, session)
+  async def image(scan: scans.Scan = opened) -> FileResponse:
     if scan.kind != "dicom":
       return FileResponse(scan.path, media_type="application/octet-stream")
     folder = tempfile.TemporaryDirectory()
@@ -228,8 +213,7 @@ def _add_views(
     )
 
   @made.get("/v1/volumes/{session}/picture", responses=responses | _PNG)
-  async def shown(request: Request, session: str, number: int = 0) -> Response:
-    scan = await scan_of(request, session)
+  async def shown(scan: scans.Scan = opened, number: int = 0) -> Response:
     data = await service.work(lambda: viewing.slice_png(scan, number))
     return Response(data, media_type="image/png")
 
@@ -245,50 +229,35 @@ def _add_views(
     return Response(made, media_type="image/png")
 
 
-def open_volume(
-  path: pathlib.Path,
-  text: str,
-  looking: scans.Looking,
-  service: asking.Service,
-) -> scans.Scan:
-  """A scan of slices; see `asking.open_scan`.
-
-  Raises:
-    BadFieldError: as there, or 422 if it is a picture.
-    DataError: as there.
-  """
-  scan = asking.open_scan(path, text, looking, service.limits)
-  if scan.kind == "picture":
-    raise errors.BadFieldError(
-      "image", "expected NIfTI or DICOM; POST /v1/segment takes pictures"
-    )
-  return scan
-
-
 async def _read(
-  request: Request, service: asking.Service, kept: shelf.Shelf
-) -> tuple[VolumeWanted, pathlib.Path, tempfile.TemporaryDirectory[str]]:
-  """What is wanted, of which file or folder, and what is to go afterwards."""
+  request: Request,
+  service: asking.Service,
+  kept: shelf.Shelf,
+  held: contextlib.ExitStack,
+) -> tuple[VolumeWanted, pathlib.Path, pathlib.Path]:
+  """What is wanted, of which file or folder, and where its answer goes.
+
+  Args:
+    held: gets what is to be left once the answer is there.
+  """
   form = await forms.form_of(request, files=shelf.MOST_FILES)
-  folder = tempfile.TemporaryDirectory()
   try:
     try:
-      wanted = VolumeWanted.model_validate(forms.fields_of(form, "image"))
+      fields = VolumeWanted.model_validate(forms.fields_of(form, "image"))
     except pydantic.ValidationError as error:
       raise errors.first_fault(error) from None
     files = [one for one in form.getlist("image") if not isinstance(one, str)]
-    if bool(files) == (wanted.session is not None):
+    if bool(files) == (fields.session is not None):
       raise errors.BadFieldError(
         "image", "give files or a session, one of both"
       )
-    if wanted.session is not None:
-      return wanted, _session_path(kept, wanted.session, request), folder
-    root = pathlib.Path(folder.name) / "image"
-    path = await service.work(lambda: _lay_down(files, root))
-    return wanted, path, folder
-  except BaseException:
-    folder.cleanup()
-    raise
+    folder = pathlib.Path(held.enter_context(tempfile.TemporaryDirectory()))
+    if fields.session is not None:
+      use = kept.use(fields.session, request.state.caller)
+      path = held.enter_context(use).path
+    else:
+      path = await service.work(lambda: _lay_down(files, folder / "image"))
+    return fields, path, folder / "answer"
   finally:
     await form.close()
 
@@ -297,9 +266,12 @@ def _lay_down(files: list[UploadFile], root: pathlib.Path) -> pathlib.Path:
   """Writes what was sent; the file, or the folder where there are several.
 
   The name of one may tell its modality; of a series' files, names tell nothing
-  and may be given twice.
+  and may be given twice. Files that systems lay beside them are left out.
   """
   root.mkdir()
+  if len(files) > 1:
+    told = [one for one in files if not payload.is_beside(one.filename or "")]
+    files = told or files
   for number, file in enumerate(files):
     name = f"{number:05d}.dcm"
     if len(files) == 1:
@@ -309,23 +281,24 @@ def _lay_down(files: list[UploadFile], root: pathlib.Path) -> pathlib.Path:
   return root if len(files) > 1 else root / name
 
 
-def _session_path(
-  kept: shelf.Shelf, name: str, request: Request
-) -> pathlib.Path:
-  """The file of a session, or the folder of one that holds several."""
-  return kept.session(name, request.state.caller).path
+def _wanted(
+  fields: VolumeWanted, service: asking.Service
+) -> volume_answers.Wanted:
+  """What is asked of the volume.
 
-
-def _text(wanted: VolumeWanted, service: asking.Service) -> str:
-  if wanted.describe and wanted.prompt is None and wanted.classes is None:
-    return prompts.description_question(0)
-  return asking.prompt_of(
-    wanted.prompt, wanted.classes, wanted.modality, service.limits
-  )
-
-
-def _looking(wanted: VolumeWanted) -> scans.Looking:
+  Raises:
+    BadFieldError: a field cannot be used.
+  """
+  alone = fields.prompt is None and fields.classes is None
+  if fields.describe and alone:
+    text = prompts.description_question(0)
+  else:
+    text = asking.prompt_of(
+      fields.prompt, fields.classes, fields.modality, service.limits
+    )
   try:
-    return scans.Looking(wanted.axis, wanted.window, wanted.modality or "")
+    looking = scans.Looking(fields.axis, fields.window, fields.modality or "")
   except ValueError as error:
     raise errors.BadFieldError("window", str(error)) from error
+  cleanup = Cleanup(fields.smooth, fields.min_mm3, fields.largest)
+  return volume_answers.Wanted(text, fields.describe, looking, cleanup)

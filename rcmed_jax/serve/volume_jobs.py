@@ -1,7 +1,7 @@
 """Answers that take minutes: told slice by slice, and left off if nobody waits.
 
-A job runs in a thread of its own. Once its client has left, it ends with the
-slice at hand, and then its place is free.
+A job runs in a thread of its own. Once its client has left, or its time is
+over, it ends with the slice at hand, and then its place is free.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import dataclasses
 import io
 import pathlib
 import threading
+import time
 from typing import Any, Generic, TypeVar
 import zipfile
 
@@ -38,12 +39,13 @@ class Jobs:
     self._waiting = 0
 
   async def begin(
-    self, answering: Callable[[OnSlice], Result]
+    self, answering: Callable[[OnSlice], Result], most_s: float
   ) -> "Job[Result]":
     """A job that has begun, once there is a place for it.
 
     Args:
       answering: raises what its argument raises: nobody waits any more.
+      most_s: that it may take from then on.
 
     Raises:
       HTTPException: 429, as many wait as may.
@@ -55,19 +57,24 @@ class Jobs:
       await self._free.acquire()
     finally:
       self._waiting -= 1
-    return Job(answering, self._free.release)
+    return Job(answering, most_s, self._free.release)
 
 
 class Job(Generic[Result]):
   """One volume's answer to come; made in the event loop.
 
   Args:
+    most_s: that it may take.
     done: called there at its end.
   """
 
   def __init__(
-    self, answering: Callable[[OnSlice], Result], done: Callable[[], None]
+    self,
+    answering: Callable[[OnSlice], Result],
+    most_s: float,
+    done: Callable[[], None],
   ):
+    self._until = time.monotonic() + most_s
     self._loop = asyncio.get_running_loop()
     self._stopped = threading.Event()
     # (slices that are done, all of them); None at the end.
@@ -77,14 +84,14 @@ class Job(Generic[Result]):
       target=self._run, args=(answering, done), name="volume", daemon=True
     ).start()
 
-  async def result(self, request: Request, most_s: float) -> Result:
+  async def result(self, request: Request) -> Result:
     """The result, unless the client leaves first. It has ended in any case.
 
     Raises:
       What the job ends in, or as `waiting.first`.
     """
     try:
-      await waiting.first(request, self._future, most_s=most_s)
+      await waiting.first(request, self._future, most_s=self._left_s())
       return self._future.result()
     finally:
       self._stopped.set()
@@ -95,9 +102,9 @@ class Job(Generic[Result]):
   ) -> AsyncIterator[str]:
     """Server-sent events: {"slice", "slices"}, then {"answer"} or {"error"}."""
     try:
-      while (told := await self._told.get()) is not None:
-        yield events.event({"slice": told[0], "slices": told[1]})
       try:
+        while (told := await self._next()) is not None:
+          yield events.event({"slice": told[0], "slices": told[1]})
         yield events.event({"answer": answered(self._future.result())})
       except Exception as error:  # the status was sent long ago
         yield events.event(errors.told(error))
@@ -106,6 +113,18 @@ class Job(Generic[Result]):
       yield events.END
     finally:
       self._stopped.set()
+
+  async def _next(self) -> tuple[int, int] | None:
+    """What is told next.
+
+    Raises:
+      TimeoutError: the time is over.
+    """
+    async with asyncio.timeout(self._left_s()):
+      return await self._told.get()
+
+  def _left_s(self) -> float:
+    return max(self._until - time.monotonic(), 0.0)
 
   def _run(
     self, answering: Callable[[OnSlice], Result], done: Callable[[], None]
@@ -117,6 +136,8 @@ class Job(Generic[Result]):
       count += 1
       if self._stopped.is_set():
         raise _StoppedError
+      if time.monotonic() > self._until:
+        raise TimeoutError
       self._call(self._told.put_nowait, (count, slices))
 
     try:

@@ -12,7 +12,12 @@ import numpy as np
 from rcmed_jax.data import prompts
 from rcmed_jax.serve import assistant as assistants
 from rcmed_jax.serve import cleanup as cleaning
+from rcmed_jax.serve import mask_memory
 from rcmed_jax.serve.scans import UNKNOWN, Scan
+
+# Masks in memory at once, where it is not one: a DICOM segmentation stacks all
+# of them once more.
+_COPIES = {"dicom": 2}
 
 
 class Answering(Protocol):
@@ -57,9 +62,10 @@ class VolumeAnswer:
 class _Gathered:
   """What slices have said so far."""
 
-  def __init__(self, shape: tuple[int, ...], most_bytes: float):
-    self._shape = shape
-    self._most_bytes = most_bytes
+  def __init__(self, scan: Scan, take: mask_memory.Take):
+    self._shape = scan.view.shape
+    self._bytes = math.prod(self._shape) * _COPIES.get(scan.kind, 1)
+    self._take = take
     self.masks: dict[str, np.ndarray] = {}
     self.confidence: collections.Counter[str] = collections.Counter()
     self.voxels: collections.Counter[str] = collections.Counter()
@@ -77,20 +83,12 @@ class _Gathered:
       if not found.present or found.mask_IJ is None:
         continue
       if name not in self.masks:
-        self._check_room()
+        self._take(self._bytes)
         self.masks[name] = np.zeros(self._shape, bool)
       self.masks[name][z] |= found.mask_IJ
       size = int(found.mask_IJ.sum())
       self.confidence[name] += size * found.confidence  # pyright: ignore
       self.voxels[name] += size
-
-  def _check_room(self) -> None:
-    voxels = math.prod(self._shape)
-    if (len(self.masks) + 1) * voxels > self._most_bytes:
-      raise ValueError(
-        f"the slices show more than {len(self.masks)} classes, whose masks of "
-        f"{voxels / 1e6:.0f} MB each are too much; ask for some by name."
-      )
 
 
 def answer(
@@ -101,7 +99,7 @@ def answer(
   describe: bool = False,
   cleanup: cleaning.Cleanup | None = None,
   on_slice: Callable[[], None] = lambda: None,
-  most_bytes: float = math.inf,
+  take: mask_memory.Take = mask_memory.unbounded,
 ) -> VolumeAnswer:
   """The answer to one request about all slices of a scan.
 
@@ -111,15 +109,15 @@ def answer(
   Args:
     cleanup: None: masks stay as the slices gave them.
     on_slice: called after each.
-    most_bytes: of the masks of all classes together.
+    take: sets memory aside for the mask of each class that is seen.
 
   Raises:
     DataError: the scan cannot be read to its end.
-    ValueError: as `Assistant.stream` and `cleanup.clean`, or the masks are
-      too much.
+    ValueError: as `Assistant.stream`, `cleanup.clean` and `take`.
+    FullError: as `take`.
   """
   start = time.monotonic()
-  gathered = _Gathered(scan.view.shape, most_bytes)
+  gathered = _Gathered(scan, take)
   questions = (
     assistants.Question(image_IJC, text, describe)
     for image_IJC in scan.pictures()

@@ -4,6 +4,7 @@ import base64
 import concurrent.futures
 import json
 import logging
+import re
 import sys
 
 import cv2
@@ -15,6 +16,7 @@ import served
 
 from rcmed_jax.ingest.pictures import rle
 from rcmed_jax.serve import api, telemetry
+from rcmed_jax.serve.questions import Answer, Found
 
 
 @pytest.fixture(scope="module")
@@ -225,3 +227,37 @@ def test_logs_and_metrics_hold_no_prompt_name_or_id(at):
   assert "JaneDoe" not in metrics + json.dumps(at.log)
   assert "/session/{name}" in {line["route"] for line in at.log}
   assert at.log[-1].keys() >= {"id", "status", "seconds", "bytes_in", "caller"}
+
+
+def test_many_classes_are_asked_in_as_many_questions_as_they_need():
+  """As `Assistant.segment`, since an answer has only so many masks."""
+
+  def answer(question):
+    names = [one for one in NAMES if re.search(rf"\b{one}\b", question.text)]
+    mask_IJ = question.image_IJC[..., 0] > 127
+    spoken = [one for one in names if one != "name3"][:4]
+    targets = [Found(one, True, mask_IJ, (4, 8, 20, 16), 0.5) for one in spoken]
+    return Answer(" ".join(spoken), "X-Ray", tuple(targets))
+
+  assistant = served.Assistant(answer=answer)
+  assistant.max_targets = 4
+  with served.running(assistant) as at:
+    told = requests.get(at.url + "/capabilities", timeout=20).json()
+    assert told["max_targets"] == 4
+    reply = requests.post(
+      at.url + "/v1/segment",
+      files={"image": ("a.png", served.png())},
+      data={"classes": NAMES, "modality": "X-Ray"},
+      timeout=20,
+    )
+    said = reply.json()
+    assert reply.status_code == 200, reply.text
+    assert len(at.assistant.texts) == 3
+  found = [one["class"] for one in said["targets"]]
+  assert found == [one for one in NAMES if one != "name3"]
+  assert all(one["present"] and one["mask"] for one in said["targets"])
+  assert said["unanswered"] == ["name3"]
+  assert said["timings"]["shared"] >= 1
+
+
+NAMES = [f"name{number}" for number in range(10)]

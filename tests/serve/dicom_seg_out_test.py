@@ -45,6 +45,36 @@ def test_segments_lie_on_the_frames_of_their_slices(tmp_path, code):
   assert kidney.ml == pytest.approx(ml)
 
 
+def test_masks_apart_need_a_byte_a_voxel_in_all():
+  masks = np.zeros((300, 2, 10, 20), bool)
+  masks.reshape(300, -1)[np.arange(300), np.arange(300)] = True
+  frames = dicom_seg_out._frames(masks[:200], [1, 0])
+  assert frames.shape == (2, 10, 20) and frames.dtype == np.uint8
+  np.testing.assert_array_equal(frames[1].ravel()[:200], np.arange(1, 201))
+  frames = dicom_seg_out._frames(masks, [0, 1])
+  np.testing.assert_array_equal(frames.ravel()[:300], np.arange(1, 301))
+  frames = dicom_seg_out._frames([*masks[:2], masks[0]], [1, 0])
+  assert frames.shape == (2, 10, 20, 3)
+  np.testing.assert_array_equal(frames[::-1, ..., 2], masks[0])
+
+
+def test_segments_that_do_not_overlap_are_read_back(tmp_path):
+  labels, datasets = dicom_files.save_patient(tmp_path / "series", CODES[0])
+  scan = scans.open_scan(tmp_path / "series", "kidney")
+  said = volumes.answer(fake_assistant.Fake(), scan, "kidney")
+  masks = [(one.name, one.mask) for one in said.targets if one.present]
+  dicom_seg_out.write(tmp_path / "a.dcm", masks, scan.files, scan.order)
+  found = highdicom.seg.segread(
+    tmp_path / "a.dcm"
+  ).get_pixels_by_source_instance(
+    [dataset.SOPInstanceUID for dataset in datasets],
+    assert_missing_frames_are_empty=True,
+  )
+  for number, (name, _) in enumerate(masks):
+    value = {"kidney": 1, "spleen": 2}[name]
+    np.testing.assert_array_equal(found[..., number], labels == value)
+
+
 def test_what_reads_for_training_finds_the_same(tmp_path):
   dicom_files.save_patient(tmp_path)
   write(tmp_path, tmp_path / "seg.dcm")

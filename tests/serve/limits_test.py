@@ -8,6 +8,7 @@ import os
 import pathlib
 import socket
 import struct
+import tempfile
 import threading
 import time
 import zlib
@@ -453,3 +454,45 @@ def test_files_of_keys(tmp_path):
     with pytest.raises(ValueError) as caught:
       limits.read_keys(path)
     assert served.KEY not in str(caught.value)
+
+
+def test_a_form_of_many_files_keeps_none_of_them_open(tmp_path, monkeypatch):
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+  size, count = forms.IN_MEMORY + 5000, 300
+  opened = lambda: len(os.listdir("/proc/self/fd"))  # noqa: E731
+  before, most = opened(), 0
+
+  async def receive():
+    nonlocal most
+    most = max(most, opened() - before)
+    body = next(parts, None)
+    more = body is not None
+    return {"type": "http.request", "body": body or b"", "more_body": more}
+
+  head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="%d"'
+  parts = iter(
+    [
+      head % n + b"\r\n\r\n" + bytes([n % 251]) * size + b"\r\n"
+      for n in range(count)
+    ]
+    + [b"--x--\r\n"]
+  )
+  headers = [(b"content-type", b"multipart/form-data; boundary=x")]
+
+  async def written():
+    request = Request({"type": "http", "headers": headers}, receive)
+    form = await forms.form_of(request, files=count)
+    out = tmp_path / "out"
+    out.mkdir()
+    for file in form.getlist("files"):
+      name, write = forms.incoming_of(file)
+      write(out / name)
+    assert opened() - before < 20
+    await form.close()
+    return out
+
+  out = asyncio.run(written())
+  assert most < 20
+  for n in range(count):
+    assert (out / str(n)).read_bytes() == bytes([n % 251]) * size
+  assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -205,6 +205,52 @@ def test_a_session_that_is_read_does_not_end(tmp_path, monkeypatch):
     kept.session(one.id, None)
 
 
+def test_a_session_outlives_its_job_and_its_writing(tmp_path, monkeypatch):
+  kept = shelf.Shelf(tmp_path)
+  now = [time.monotonic()]
+  monkeypatch.setattr(time, "monotonic", lambda: now[0])
+  write = lambda path: path.write_bytes(b"x")  # noqa: E731
+
+  def slow(path):
+    write(path)
+    now[0] += 5
+    kept.open_session([("b.png", write)], owner=None)
+
+  one = kept.open_session([("a.png", slow)], owner=None, lasts_s=1)
+  assert one.path.is_file() and kept.session(one.id, None)
+  with kept.use(one.id, None):
+    kept.close_session(one.id, None)
+    assert one.path.is_file()
+    with pytest.raises(Exception, match="no such session"):
+      kept.session(one.id, None)
+  assert not one.folder.exists()
+
+
+def test_a_folder_that_is_not_ours_loses_nothing(tmp_path):
+  theirs = tmp_path / "scratch/thesis.txt"
+  theirs.parent.mkdir()
+  theirs.write_text("x")
+  with pytest.raises(ValueError, match="give a new or an empty folder"):
+    shelf.Shelf(tmp_path)
+  assert [path.name for path in tmp_path.rglob("*")] == [
+    "scratch",
+    "thesis.txt",
+  ]
+
+
+def test_two_servers_do_not_share_a_folder(tmp_path):
+  kept = shelf.Shelf(tmp_path / "new")
+  write = lambda path: path.write_bytes(b"x")  # noqa: E731
+  one = kept.open_session([("a.png", write)], owner=None)
+  kept.put_image("a", ("a.png", write), {})
+  with pytest.raises(ValueError, match="stop that one"):
+    shelf.Shelf(tmp_path / "new")
+  assert one.path.is_file()
+  kept.close()
+  again = shelf.Shelf(tmp_path / "new")
+  assert not one.folder.exists() and again.image("a").is_file()
+
+
 def _zip(members, kind=zipfile.ZIP_DEFLATED):
   made = io.BytesIO()
   with zipfile.ZipFile(made, "w", kind) as packed:
@@ -223,6 +269,44 @@ def test_an_archive_is_unpacked_flat(tmp_path):
   found = {path.name: path.read_bytes() for path in out.iterdir()}
   assert found == {"00000-1.dcm": b"one", "00001-2.dcm": b"two"}
   assert len(list(tmp_path.iterdir())) == 2
+
+
+# As Finder, Windows and burners of discs leave them beside a series.
+BESIDE = (
+  "__MACOSX/CT/._1.dcm",
+  "CT/.DS_Store",
+  "CT/Thumbs.db",
+  "DICOMDIR",
+  "desktop.ini",
+)
+
+
+def test_what_systems_lay_beside_a_series_is_left_out(tmp_path):
+  members = [("CT/1.dcm", b"one"), *((name, b"x") for name in BESIDE)]
+  (tmp_path / "a.zip").write_bytes(_zip(members))
+  out = tmp_path / "out"
+  out.mkdir()
+  payload.unpack(tmp_path / "a.zip", out, "files", most_files=2, most_bytes=100)
+  assert [path.name for path in out.iterdir()] == ["00000-1.dcm"]
+  kept = shelf.Shelf(tmp_path / "shelf")
+  write = lambda path: path.write_bytes(b"x")  # noqa: E731
+  incoming = [("1.dcm", write), ("2.dcm", write)]
+  incoming += [(name, write) for name in BESIDE]
+  one = kept.open_session(incoming, owner=None)
+  assert {path.name for path in one.folder.iterdir()} == {"1.dcm", "2.dcm"}
+  with pytest.raises(errors.BadFieldError, match="file alone"):
+    kept.open_session([("a.zip", write), ("b.zip", write)], owner=None)
+  # A folder may be hidden where a client says whole paths.
+  assert not payload.is_beside("/home/jane/.cache/1.dcm")
+
+
+def test_long_names_in_an_archive_are_cut_by_bytes(tmp_path):
+  (tmp_path / "a.zip").write_bytes(_zip([("\U00020000" * 90 + ".dcm", b"x")]))
+  out = tmp_path / "out"
+  out.mkdir()
+  payload.unpack(tmp_path / "a.zip", out, "files", most_files=2, most_bytes=100)
+  (path,) = out.iterdir()
+  assert path.suffix == ".dcm" and len(path.name.encode()) <= 255
 
 
 def _locked():

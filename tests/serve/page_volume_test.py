@@ -42,7 +42,7 @@ def at(browser):
   fake = fake_assistant.Fake({"spleen": fake_assistant.GREYS["spleen"]})
   with served.running(
     served.Assistant(answer=fake.answer),
-    ask_volume=serve_volumes.ask_volume,
+    write_answer=serve_volumes.write_answer,
     classes=("spleen",),
   ) as found:
     yield found

@@ -27,7 +27,7 @@ MODES = ("POSITIVE", "NEGATIVE")  # requests that fit the page, and others
 
 @pytest.fixture(scope="module")
 def at():
-  with served.running(ask_volume=serve_volumes.ask_volume) as found:
+  with served.running(write_answer=serve_volumes.write_answer) as found:
     yield found
 
 

@@ -4,6 +4,7 @@ import base64
 import gzip
 import io
 import json
+import tempfile
 import time
 import zipfile
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import requests
 import served
+import slicer
 import volume_files
 
 from rcmed_jax.apps import serve_volumes
@@ -29,7 +31,7 @@ MR = {"prompt": "the kidney", "modality": "magnetic resonance"}
 def at():
   with served.running(
     served.Assistant(answer=fake_assistant.Fake().answer),
-    ask_volume=serve_volumes.ask_volume,
+    write_answer=serve_volumes.write_answer,
   ) as found:
     yield found
 
@@ -110,7 +112,9 @@ def test_a_zip_holds_what_the_command_line_writes(at):
 
 def test_a_series_is_answered_as_dicom_and_as_nifti_that_agree(at):
   files, labels, datasets, affine = series()
-  reply = post(at, files, **MR)
+  # Beside it, what systems leave in folders.
+  beside = [("image", (name, b"x")) for name in (".DS_Store", "DICOMDIR")]
+  reply = post(at, files + beside, **MR)
   assert reply.status_code == 200, reply.text
   answer = reply.json()
   held = files_of(answer)
@@ -164,7 +168,9 @@ def test_a_session_is_asked_again_without_being_sent_again(at):
   picture = requests.get(url + "/picture?number=6", timeout=20).content
   found = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_UNCHANGED)
   assert found.shape == (24, 20, 3)
-  assert requests.get(url + "/picture?number=18", timeout=20).status_code == 404
+  none = requests.get(url + "/picture?number=18", timeout=20)
+  assert none.status_code == 404
+  assert none.json()["error"]["param"] == "number"
   for prompt in ("the kidney", "the spleen"):
     answer = post(at, {"session": (None, name)}, prompt=prompt).json()
     assert answer["prompt"] == prompt
@@ -250,34 +256,39 @@ def test_what_is_sent_wrongly_is_said(at):
 def test_too_much_is_refused(limit):
   data, _, _ = nifti()
   with served.running(
-    ask_volume=serve_volumes.ask_volume, **{limit: 100}
+    write_answer=serve_volumes.write_answer, **{limit: 100}
   ) as at:
     reply = post(at, {"image": ("a.nii.gz", data)}, **MR)
   assert reply.status_code == 413
   assert limit in reply.text
 
 
-def test_a_client_that_leaves_ends_its_job_and_gives_back_its_place(
-  at, monkeypatch
-):
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+  """Where jobs keep their files."""
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+  return lambda: (
+    list(tmp_path.glob("tmp*/answer/..")) + list(tmp_path.glob("tmp*/image"))
+  )
+
+
+def slow(batch_s=0.1):
+  fake = fake_assistant.Fake()
+  return served.Assistant(rows=1, batch_s=batch_s, answer=fake.answer)
+
+
+def test_a_client_that_leaves_ends_its_job_and_gives_back_its_place(folders):
   data, _, _ = nifti()
-  seen = []
-
-  def slow(engine, scan, text, out, *, on_slice, **told):
-    out.mkdir()
-    seen.append(out)
-    for _ in range(1000):
-      time.sleep(0.02)
-      on_slice()
-    raise AssertionError("it went on to the end")
-
+  image = {"image": ("a.nii.gz", data)}
   with served.running(
-    ask_volume=slow, volumes=volume_jobs.Jobs(most_waiting=0)
+    slow(0.2),
+    write_answer=serve_volumes.write_answer,
+    volumes=volume_jobs.Jobs(most_waiting=0),
   ) as slowly:
     began = [
       requests.post(
         slowly.url + URL,
-        files={"image": ("a.nii.gz", data)},
+        files=image,
         data={**MR, "stream": "true"},
         stream=True,
         timeout=20,
@@ -286,20 +297,90 @@ def test_a_client_that_leaves_ends_its_job_and_gives_back_its_place(
     ]
     lines = [reply.iter_lines() for reply in began]
     assert all(b'"slice": 1,' in next(one) for one in lines)
-    full = post(slowly, {"image": ("a.nii.gz", data)}, **MR)
+    full = post(slowly, image, **MR)
     assert full.status_code == 429 and int(full.headers["retry-after"]) > 0
     for reply in began:
       reply.close()
-    served.until(lambda: not any(out.parent.exists() for out in seen))
+    served.until(lambda: not folders())
+    count = len(slowly.assistant.texts)
+    assert count < 18 * volume_jobs.AT_ONCE
     with pytest.raises(requests.Timeout):
-      requests.post(
-        slowly.url + URL,
-        files={"image": ("a.nii.gz", data)},
-        data=MR,
-        timeout=0.3,
+      requests.post(slowly.url + URL, files=image, data=MR, timeout=0.5)
+    served.until(lambda: not folders())
+    assert len(slowly.assistant.texts) < count + 18
+
+
+@pytest.mark.parametrize("how", ["ended", "expired"])
+def test_a_session_stays_while_its_volume_is_answered(how):
+  files, _, _, _ = series()
+  sent = [
+    ("files", (f"{number}.dcm", data))
+    for number, (_, (_, data)) in enumerate(files)
+  ]
+  with served.running(
+    slow(), write_answer=serve_volumes.write_answer
+  ) as slowly:
+    url = slowly.url + "/session/"
+    reply = requests.put(url + "?expiry=1", files=sent, timeout=20)
+    name = reply.json()["session_id"]
+    reply = requests.post(
+      slowly.url + URL,
+      files={"session": (None, name)},
+      data={**MR, "stream": "true"},
+      stream=True,
+      timeout=20,
+    )
+    lines = reply.iter_lines()
+    assert b'"slice": 1,' in next(lines)
+    if how == "ended":
+      requests.delete(url + name, timeout=20)
+    else:
+      time.sleep(1.2)
+      requests.put(url, files=sent[:1], timeout=20)
+    told = [json.loads(line[6:]) for line in lines if b"{" in line]
+    assert "answer" in told[-1], told[-1]
+    if how == "ended":
+      served.until(
+        lambda: not list((slowly.app.folder / "shelf/sessions").iterdir())
       )
-    assert len(seen) == volume_jobs.AT_ONCE + 1
-    served.until(lambda: not seen[-1].parent.exists())
+
+
+def test_a_stream_ends_when_its_time_is_over(folders):
+  data, _, _ = nifti()
+  with served.running(
+    slow(), write_answer=serve_volumes.write_answer, volume_s=0.5
+  ) as slowly:
+    told = events(slowly, {"image": ("a.nii.gz", data)}, **MR)
+    assert "no answer in time" in told[-1]["error"]["message"]
+    served.until(lambda: not folders())
+    assert len(slowly.assistant.texts) < 18
+    reply = post(slowly, {"image": ("a.nii.gz", data)}, **MR)
+    assert reply.status_code == 504
+
+
+def test_the_masks_of_all_volumes_have_one_bound(at):
+  data, _, _ = nifti()  # of 8,640 voxels, where two classes are seen
+  image = {"image": ("a.nii.gz", data)}
+  with served.running(
+    served.Assistant(answer=fake_assistant.Fake().answer),
+    write_answer=serve_volumes.write_answer,
+    mask_bytes=20_000,
+  ) as small:
+    assert post(small, image, **MR).status_code == 200
+    memory = small.app.service.masks
+    with memory.share() as take:
+      take(5000)
+      reply = post(small, image, **MR)
+      assert reply.status_code == 503 and reply.headers["retry-after"]
+      reply = slicer.infer(small, params=MR, name="a.nii.gz", data=data)
+      assert reply.status_code == 503
+    assert post(small, image, **MR).status_code == 200
+    # A segmentation stacks them once more.
+    reply = post(small, series()[0], **MR)
+    assert reply.status_code == 422 and "ask for fewer" in reply.text
+    assert reply.json()["error"]["param"] == "prompt"
+    with memory.share() as take:
+      take(20_000)  # all was given back
 
 
 def test_pictures_come_back_as_the_model_sees_them(at):

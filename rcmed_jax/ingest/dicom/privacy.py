@@ -18,20 +18,19 @@ from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import hashlib
-import logging
 import os
 import pathlib
 import re
 import secrets
 from typing import Any, TypeVar
-import warnings
 
 from rcmed_jax.data.checks import DataError
+from rcmed_jax.ingest import guards
 from rcmed_jax.ingest.sources import Options
 
 Result = TypeVar("Result")
 
-_LOGGERS = ("pydicom", "highdicom")
+_NO_LOGS = guards.Shared(lambda: guards.without_logs("pydicom", "highdicom"))
 
 # 64 bits: among a million patients, two share one by a chance of 3 in 10^8.
 _DIGEST_BYTES = 8
@@ -140,18 +139,12 @@ def attempt(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-  """While it lasts, pydicom neither warns nor logs: it quotes what it reads."""
-  loggers = [logging.getLogger(name) for name in _LOGGERS]
-  before = [logger.disabled for logger in loggers]
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    for logger in loggers:
-      logger.disabled = True
-    try:
-      yield
-    finally:
-      for logger, disabled in zip(loggers, before, strict=True):
-        logger.disabled = disabled
+  """While it lasts, pydicom neither warns nor logs: it quotes what it reads.
+
+  Threads may overlap: it lasts until the last of them has left.
+  """
+  with guards.NO_WARNINGS, _NO_LOGS:
+    yield
 
 
 def identifiers(dataset: Any) -> frozenset[str]:

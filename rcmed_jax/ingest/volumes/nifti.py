@@ -11,14 +11,13 @@ import math
 import pathlib
 import types
 from typing import Any
-import warnings
 import zlib
 
 import numpy as np
 
 from rcmed_jax.data import extras
 from rcmed_jax.data.checks import DataError
-from rcmed_jax.ingest import sources
+from rcmed_jax.ingest import guards, sources
 from rcmed_jax.ingest.volumes import geometry, pairs, volumes
 
 SUFFIXES = (".nii.gz", ".nii", ".hdr")
@@ -68,7 +67,7 @@ def read(path: pathlib.Path, field: str) -> pairs.Stored:
     zlib.error,
   )
   try:
-    with _strict(nibabel):
+    with guards.NO_WARNINGS, _STRICT:
       return _read(nibabel, path, field)
   except DataError:
     raise
@@ -82,22 +81,20 @@ def read(path: pathlib.Path, field: str) -> pairs.Stored:
 
 
 @contextlib.contextmanager
-def _strict(nibabel: types.ModuleType) -> Iterator[None]:
-  """While it lasts, nibabel mends no header and says so in no log.
+def _damage_raises() -> Iterator[None]:
+  """nibabel mends no header and says so in no log, as one thread would ask.
 
   What it puts in the place of a damaged code may be another orientation.
   """
-  logger = nibabel.imageglobals.logger
-  before = logger.disabled
-  logger.disabled = True
-  try:
-    with (
-      nibabel.imageglobals.ErrorLevel(_DAMAGED),
-      warnings.catch_warnings(action="ignore"),
-    ):
-      yield
-  finally:
-    logger.disabled = before
+  nibabel = extras.load("nibabel", "NIfTI files", "dicom")
+  with (
+    guards.without_logs(nibabel.imageglobals.logger.name),
+    nibabel.imageglobals.ErrorLevel(_DAMAGED),
+  ):
+    yield
+
+
+_STRICT = guards.Shared(_damage_raises)
 
 
 def _read(
