@@ -353,7 +353,7 @@ def test_a_checkpoint_from_before_fingerprints_is_read(saved):
 def test_checkpoints_of_other_weights_have_another_digest(saved, tmp_path):
   found = {}
   for name, step, scale in (("a", 5, 5), ("b", 5, 4), ("c", 3, 5)):
-    with checkpoint_files.Checkpoints(tmp_path / name) as checkpoints:
+    with checkpoint_files.Checkpoints(tmp_path / name, keep=1) as checkpoints:
       checkpoints.save(make_state(step, scale=scale), {}, {"note": name})
       checkpoints.wait()
       found[name] = checkpoints.digest()
