@@ -152,6 +152,7 @@ def running(
   write_answer=None,
   volumes=None,
   classes=("bright",),
+  windows=(),
   **changes,
 ):
   """A server on a port of its own, in a thread, ready."""
@@ -166,6 +167,7 @@ def running(
     name=NAME,
     modalities=("X-Ray",),
     classes=classes,
+    windows=windows,
     volumes=volumes or volume_jobs.Jobs(),
   )
   with tempfile.TemporaryDirectory() as folder:

@@ -123,6 +123,7 @@ def _service(
       *own,
       *sorted({one for names in trained.values() for one in names}),
     ),
+    windows=predict_tasks.windows_of(workdir),
     log_prompts=args.log_prompts,
   )
 

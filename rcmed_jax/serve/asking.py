@@ -36,6 +36,7 @@ class Service:
   name: str  # of the model
   modalities: tuple[str, ...] = ()  # that it was trained on, if that is known
   classes: tuple[str, ...] = ()  # likewise
+  windows: tuple[str, ...] = ()  # of CT in which it learnt, likewise
   log_prompts: bool = False
   working: asyncio.Semaphore = dataclasses.field(
     default_factory=lambda: asyncio.Semaphore(_AT_WORK)

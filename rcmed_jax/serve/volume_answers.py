@@ -52,7 +52,9 @@ async def begin(
   def answer(on_slice: volume_jobs.OnSlice) -> Result:
     with held or contextlib.nullcontext(), service.masks.share() as take:
       with errors.blaming(f"{fields}prompt"):
-        scan = open_volume(path, wanted.text, wanted.looking, service.limits)
+        looking = dataclasses.replace(wanted.looking, trained=service.windows)
+        scan = open_volume(path, wanted.text, looking, service.limits)
+        _require_known(scan, fields)
         if wanted.cleanup.min_mm3 and scan.voxel_mm3 is None:
           raise errors.BadFieldError(
             f"{fields}min_mm3",
@@ -93,3 +95,14 @@ def open_volume(
       "image", "expected NIfTI or DICOM; POST /v1/segment takes pictures"
     )
   return scan
+
+
+def _require_known(scan: scans.Scan, fields: str) -> None:
+  """Refuses what may be CT, whose window nothing tells."""
+  if scan.modality == scans.UNKNOWN and scan.shown is not None:
+    shown = scan.shown()
+    if shown.doubtful:
+      raise errors.BadFieldError(
+        f"{fields}modality",
+        f"{shown.why}; send CT, or percentiles as the window if it is none",
+      )

@@ -299,6 +299,8 @@ def _wanted(
   try:
     looking = scans.Looking(fields.axis, fields.window, fields.modality or "")
   except ValueError as error:
-    raise errors.BadFieldError("window", str(error)) from error
+    raise errors.BadFieldError(
+      str(error).partition("=")[0], str(error)
+    ) from error
   cleanup = Cleanup(fields.smooth, fields.min_mm3, fields.largest)
   return volume_answers.Wanted(text, fields.describe, looking, cleanup)

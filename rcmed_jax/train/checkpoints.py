@@ -83,23 +83,24 @@ class Checkpoints:
     self._damaged = self._workdir / "damaged"
     self._frozen_prints: dict[str, int] | None = None
     self._frozen_written = False
-    self._manager = ocp.CheckpointManager(
-      self._folder,
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=self._kept if self._writes else None,
-        cleanup_tmp_directories=self._writes,
-        read_only=not self._writes,
-        create=self._writes,
-        async_options=ocp.AsyncOptions(timeout_secs=_LONGEST_S),
-      ),
-      item_handlers={
-        "trainable": ocp.StandardCheckpointHandler(),
-        "optimizer": ocp.StandardCheckpointHandler(),
-        "average": ocp.StandardCheckpointHandler(),
-        "data": ocp.JsonCheckpointHandler(),
-        "meta": ocp.JsonCheckpointHandler(),
-      },
-    )
+    with reading.unwarned():
+      self._manager = ocp.CheckpointManager(
+        self._folder,
+        options=ocp.CheckpointManagerOptions(
+          preservation_policy=self._kept if self._writes else None,
+          cleanup_tmp_directories=self._writes,
+          read_only=not self._writes,
+          create=self._writes,
+          async_options=ocp.AsyncOptions(timeout_secs=_LONGEST_S),
+        ),
+        item_handlers={
+          "trainable": ocp.StandardCheckpointHandler(),
+          "optimizer": ocp.StandardCheckpointHandler(),
+          "average": ocp.StandardCheckpointHandler(),
+          "data": ocp.JsonCheckpointHandler(),
+          "meta": ocp.JsonCheckpointHandler(),
+        },
+      )
 
   def __enter__(self) -> "Checkpoints":
     return self

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import json
+import logging
 import time
 from typing import Any
 
@@ -26,6 +27,18 @@ READ_ERRORS = (OSError, ValueError, KeyError, TypeError)
 # Seconds before what a bucket did not give is asked for again. Its client has
 # tried for a while by then.
 PAUSES_S = (2.0, 10.0)
+
+
+@contextlib.contextmanager
+def unwarned() -> Iterator[None]:
+  """Orbax does not warn that it only reads, which is what was asked for."""
+  logger = logging.getLogger("absl")
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
 
 
 class OtherModelError(ValueError):

@@ -250,6 +250,30 @@ def test_what_is_sent_wrongly_is_said(at):
     assert reply.status_code == status, (reply.text, fields)
     assert reply.json()["error"]["message"]
     assert "/tmp" not in reply.text
+    if "tomograhpy" in fields.get("modality", ""):
+      assert reply.json()["error"]["param"] == "modality"
+
+
+def test_ct_is_shown_as_the_run_learnt_it():
+  """Values of -1000 and more, which nothing but the request calls CT."""
+  image, _, affine = volume_files.patient()
+  made = nibabel.Nifti1Image((image - 1000).astype(np.int16), affine)
+  files = {"image": ("a.nii.gz", gzip.compress(made.to_bytes(), 1))}
+  with served.running(
+    served.Assistant(answer=fake_assistant.Fake().answer),
+    write_answer=serve_volumes.write_answer,
+    windows=("lung",),
+  ) as own:
+    reply = post(own, files, prompt="the liver", modality="CT")
+    assert reply.json()["shown"]["window"] == "lung"
+    reply = post(own, files, prompt="the liver")
+    assert reply.status_code == 422, reply.text
+    assert reply.json()["error"]["param"] == "modality"
+    assert "Hounsfield" in reply.json()["error"]["message"]
+    reply = slicer.infer(
+      own, params={}, name="a.nii.gz", data=files["image"][1]
+    )
+    assert reply.status_code == 422 and "Hounsfield" in reply.text
 
 
 @pytest.mark.parametrize("limit", ["pixels", "voxels"])
