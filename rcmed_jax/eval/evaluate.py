@@ -8,6 +8,7 @@ chunk by chunk, and padding, if a model needs any, stays on its side.
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 import dataclasses
 import itertools
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from rcmed_jax.data import mixture
 from rcmed_jax.data.checks import DataError
-from rcmed_jax.data.records import Sample
+from rcmed_jax.data.records import Sample, Triplet
 from rcmed_jax.eval import (
   ledger,
   outputs,
@@ -40,6 +41,9 @@ from rcmed_jax.eval.protocols import (
 from rcmed_jax.eval.registry import Registry
 from rcmed_jax.eval.rows import Quarantined, Tally
 from rcmed_jax.eval.summary import Summary
+
+# Records that are read while those before them are asked and scored.
+AHEAD = 4
 
 __all__ = ["Answer", "EvalConfig", "Found", "Request", "Summary", "evaluate"]
 
@@ -231,13 +235,30 @@ def _chunk(
   return tally
 
 
+def _read_ahead(
+  records: Iterable[Sample],
+) -> Iterator[tuple[Sample, futures.Future[Triplet]]]:
+  """Records in order, read while those before them are asked and scored."""
+  pool = futures.ThreadPoolExecutor(AHEAD)
+  under_way: collections.deque[tuple[Sample, futures.Future[Triplet]]]
+  under_way = collections.deque()
+  try:
+    for record in records:
+      under_way.append((record, pool.submit(record.load)))
+      if len(under_way) > AHEAD:
+        yield under_way.popleft()
+    yield from under_way
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
 def _stream(
   records: Iterable[Sample], world: _World, tally: Tally
 ) -> Iterator[Ask]:
-  """All requests, one record in memory at a time."""
-  for record in records:
+  """All requests, and few records in memory at a time."""
+  for record, reading in _read_ahead(records):
     try:
-      triplet = record.load()
+      triplet = reading.result()
     except DataError as error:
       tally.quarantine.append(
         Quarantined(record.id, error.path, error.field, str(error))

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -249,6 +250,34 @@ def test_stopped_anywhere_it_goes_on(world, oracle, tmp_path, at, done):
   assert (len(rest) < len(asked)) == bool(done)
   assert [s.record for s in again.lowest] == [s.record for s in whole.lowest]
   assert again.examples == whole.examples
+
+
+def test_records_are_read_while_others_are_answered(world, oracle, tmp_path):
+  """The second record is read before the first question has its answer."""
+  begun = threading.Event()
+
+  class Watched:
+    def __init__(self, record):
+      self._record = record
+
+    def __getattr__(self, name):
+      return getattr(self._record, name)
+
+    def load(self):
+      if self._record is world[1]:
+        begun.set()
+      return self._record.load()
+
+  model = oracle(world)
+
+  def answers(requests):
+    for number, request in enumerate(requests):
+      assert begun.wait(10)
+      yield number, model.answer(request)
+
+  config = dataclasses.replace(CONFIG, protocols=("named",), controls=())
+  told = evaluate([*map(Watched, world)], answers, config, tmp_path / "a")
+  assert told.tables == evaluate(world, model, config, tmp_path / "b").tables
 
 
 def test_processes_share_the_chunks(world, oracle, tmp_path):
