@@ -9,15 +9,13 @@ from rcmed_jax.eval import charts
 # A tuple is the interval from its first to its second number.
 Cell = str | int | float | tuple[float | None, float | None] | None
 
-NUMBERS = (
-  *("Dice", "95%", "IoU", "NSD, mm", "NSD, px", "HD95, mm", "HD95, px"),
-  *("Pooled IoU", "Box IoU", "Masks", "Images"),
-)
+# Distances between surfaces, and their digits.
+SURFACES = {"NSD": 3, "HD95": 1}
 # Rows of tables that may be as long as the data; the rest is in a file.
 LISTED = 50
 
 # Left out on phones.
-WIDE = {"95%", "HD95, mm", "HD95, px", "Pooled IoU", "Box IoU", "Images"}
+WIDE = {"95%", "HD95", "Pooled IoU", "Box IoU", "Images"}
 
 
 def lead(text: str) -> str:
@@ -62,19 +60,30 @@ def scores(
 ) -> str:
   """Returns a sortable table of averages, one row per group.
 
+  Surfaces have a column for each unit that occurs in the table.
+
   Args:
     heads: what the parts of a group's key are called.
     groups: key -> the fields of a `metrics.Aggregate`.
   """
+  surfaces = [
+    (name, unit)
+    for name in SURFACES
+    for unit in ("mm", "px")
+    if any(row[f"masks_{unit}"] for row in groups.values())
+  ]
   head = "".join(
     f'<th class="{kind}" scope="col"><button>{name}</button></th>'
     for name, kind in [
       *((name, "text") for name in heads),
-      *((name, "wide" if name in WIDE else "") for name in NUMBERS),
+      *((name, _kind(name)) for name in ("Dice", "95%", "IoU")),
+      *((f"{name}, {unit}", _kind(name)) for name, unit in surfaces),
+      *((name, _kind(name)) for name in ("Pooled IoU", "Box IoU")),
+      *((name, _kind(name)) for name in ("Masks", "Images")),
     ]
   )
   keys = sorted(groups, key=lambda key: [part.lower() for part in key])
-  body = "".join(_score_row(key, groups[key]) for key in keys)
+  body = "".join(_score_row(key, groups[key], surfaces) for key in keys)
   return _frame(head, body)
 
 
@@ -105,7 +114,15 @@ def interval(low: float | None, high: float | None) -> str:
   return "–" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
-def _score_row(key: tuple[str, ...], row: Mapping[str, Any]) -> str:
+def _kind(name: str) -> str:
+  return "wide" if name in WIDE else ""
+
+
+def _score_row(
+  key: tuple[str, ...],
+  row: Mapping[str, Any],
+  surfaces: Sequence[tuple[str, str]],
+) -> str:
   low, high = row["dice_low"], row["dice_high"]
   return (
     "<tr>"
@@ -114,24 +131,21 @@ def _score_row(key: tuple[str, ...], row: Mapping[str, Any]) -> str:
     + f'{cell(row["dice"])}</td><td class="wide range" '
     + f'data-v="{"" if low is None else low}">'
     + f"{interval(low, high)}</td><td>{cell(row['iou'])}</td>"
-    + _surface(row, "nsd", "mm", 3)
-    + _surface(row, "nsd", "px", 3)
-    + _surface(row, "hd95", "mm", 1)
-    + _surface(row, "hd95", "px", 1)
+    + "".join(_surface(row, name, unit) for name, unit in surfaces)
     + f'<td class="wide">{cell(row["ciou"])}</td>'
     + f'<td class="wide">{cell(row["box_iou"])}</td>'
     + f'<td>{row["masks"]}</td><td class="wide">{row["images"]}</td></tr>'
   )
 
 
-def _surface(row: Mapping[str, Any], name: str, unit: str, digits: int) -> str:
+def _surface(row: Mapping[str, Any], name: str, unit: str) -> str:
   """Returns the cell of NSD or HD95, with the masks if some are of another."""
-  value, count = row[f"{name}_{unit}"], row[f"masks_{unit}"]
-  kind = "wide" if name == "hd95" else ""
+  value, count = row[f"{name.lower()}_{unit}"], row[f"masks_{unit}"]
   if value is None:
-    return f'<td class="{kind}" data-v="">–</td>'
+    return f'<td class="{_kind(name)}" data-v="">–</td>'
   some = f" <small>of {count}</small>" if count < row["masks"] else ""
-  return f'<td class="{kind}" data-v="{value}">{value:.{digits}f}{some}</td>'
+  text = f"{value:.{SURFACES[name]}f}{some}"
+  return f'<td class="{_kind(name)}" data-v="{value}">{text}</td>'
 
 
 def _kinds(row: Sequence[Cell]) -> list[str]:
