@@ -54,8 +54,8 @@ class Named:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Absent:
-  """The answer to a question about a class that the image lacks.
+class Alone:
+  """The answer to a question about one class alone.
 
   Whatever comes back is a claim of it, also under another name.
   """
@@ -74,24 +74,16 @@ class Absent:
     return Task(self.modality, self.canonical or self.name)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Present:
-  """The answer to the same question about a class that the image holds.
+class Absent(Alone):
+  """Of a class that the image lacks."""
 
-  Counted as `Absent` is: whatever comes back is a claim.
-  """
+  __slots__ = ()
 
-  record: str
-  dataset: str
-  modality: str
-  name: str
-  rejected: bool
-  confidence: float
-  canonical: str = ""  # as `Absent`'s
 
-  @property
-  def task(self) -> Task:
-    return Task(self.modality, self.canonical or self.name)
+class Present(Alone):
+  """Of a class that the image holds, asked in the same words."""
+
+  __slots__ = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from rcmed_jax.eval.protocols import PRESENT, Answer, Ask
 from rcmed_jax.eval.registry import Registry
 from rcmed_jax.eval.rows import (
   Absent,
+  Alone,
   Control,
   MaskScore,
   Named,
@@ -26,6 +27,8 @@ from rcmed_jax.eval.rows import (
   Present,
   Tally,
 )
+
+Row = TypeVar("Row", bound=Alone)
 
 # Tolerance of surfaces where millimetres are not known.
 PIXELS = 2.0
@@ -61,11 +64,11 @@ def score(
     tally.open_masks += _mask_scores(ask, answer, registry)
     tally.named.append(_named(ask, answer))
   elif ask.kind == "negative":
-    tally.absent.append(_absent(ask, answer, registry))
+    tally.absent.append(_alone(Absent, ask, answer, registry))
     if not tally.absent[-1].rejected:
       _keep_alarm(ask, answer, gallery)
   elif ask.kind == PRESENT:
-    tally.present.append(_present(ask, answer, registry))
+    tally.present.append(_alone(Present, ask, answer, registry))
   elif ask.variant:
     tally.phrases.append(_phrase(ask, answer, ask.variant))
   else:
@@ -156,9 +159,11 @@ def _named(ask: Ask, answer: Answer) -> Named:
   )
 
 
-def _absent(ask: Ask, answer: Answer, registry: Registry) -> Absent:
+def _alone(
+  kind: type[Row], ask: Ask, answer: Answer, registry: Registry
+) -> Row:
   claim = _claim(ask, answer)
-  return Absent(
+  return kind(
     record=ask.record.id,
     dataset=ask.record.dataset,
     modality=ask.triplet.modality,
@@ -166,19 +171,6 @@ def _absent(ask: Ask, answer: Answer, registry: Registry) -> Absent:
     rejected=not claim.present,
     confidence=claim.confidence,
     box=images.box(claim.mask_IJ),
-    canonical=registry.canonical(ask.target, ask.triplet.modality),
-  )
-
-
-def _present(ask: Ask, answer: Answer, registry: Registry) -> Present:
-  claim = _claim(ask, answer)
-  return Present(
-    record=ask.record.id,
-    dataset=ask.record.dataset,
-    modality=ask.triplet.modality,
-    name=ask.target,
-    rejected=not claim.present,
-    confidence=claim.confidence,
     canonical=registry.canonical(ask.target, ask.triplet.modality),
   )
 
