@@ -71,7 +71,7 @@ def frozen(killed, data):
   psutil.wait_procs([first], timeout=drilling.PATIENCE_S)
   second.kill()  # as a launcher would
   code, said = drilling.finish(child)
-  assert code == 137, said
+  assert code == faults.HUNG, said  # the first to fail: the watchdog
   assert f"[0] left with {faults.HUNG}" in said
   assert f"No step for {LIMIT_S} s" in said
   assert "Thread MainThread" in (killed / "hang-0.txt").read_text()
