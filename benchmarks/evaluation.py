@@ -1,7 +1,7 @@
 """How much of an evaluation's time the model takes, on CPU.
 
   rcmed demo --workdir=runs/demo
-  .venv/bin/python benchmarks/evaluation.py --workdir=runs/demo \
+  PYTHONPATH=. .venv/bin/python benchmarks/evaluation.py --workdir=runs/demo \
     --index=runs/demo/data/image2label_test.json
 
 Evaluates a run twice, with all files and the page: once to compile, once under

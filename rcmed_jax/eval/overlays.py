@@ -248,7 +248,7 @@ def _outline(
 
 
 def _png(image_IJC: np.ndarray) -> bytes:
-  done, data = cv2.imencode(".png", image_IJC, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+  done, data = cv2.imencode(".png", image_IJC, [cv2.IMWRITE_PNG_COMPRESSION, 6])
   if not done:
     raise ValueError(
       f"OpenCV cannot write an image of shape {image_IJC.shape} as PNG."
