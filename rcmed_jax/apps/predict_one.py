@@ -29,7 +29,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from rcmed_jax.data import checks, modalities
+from rcmed_jax.data import checks
 from rcmed_jax.eval import overlays
 from rcmed_jax.ingest.dicom import privacy
 from rcmed_jax.serve import (
@@ -86,13 +86,11 @@ def open_scan(image: pathlib.Path, asked: Asked) -> scans.Scan:
   scan = scans.open_scan(image, asked.prompt, asked.looking)
   if scan.faults:  # a slice too few would not be seen in the answer
     raise _shortened(image, scan.faults)
-  if scan.modality == modalities.UNKNOWN and scan.shown is not None:
-    shown = scan.shown()
-    if shown.doubtful:
-      raise ValueError(
-        f"{image}: {shown.why}; say --modality CT, or --window percentiles if "
-        "it is no computed tomography."
-      )
+  if doubt := scan.doubt():
+    raise ValueError(
+      f"{image}: {doubt}; say --modality CT, or --window percentiles if "
+      "it is no computed tomography."
+    )
   if asked.rtstruct and (scan.kind != "dicom" or scan.voxel_mm3 is None):
     raise ValueError(
       "--rtstruct draws contours on a DICOM series that says where its slices "

@@ -89,8 +89,7 @@ def recognition(answers: Sequence[Named]) -> Recognition:
   confusions: collections.Counter[tuple[str, str]] = collections.Counter()
   exact = modality = 0
   for answer in answers:
-    ref = {name.lower() for name in answer.classes}
-    said = {name.lower() for name in answer.said_classes}
+    ref, said = answer.there, answer.named
     for column, names in enumerate((ref & said, said - ref, ref - said)):
       for name in names:
         table[name][column] += 1

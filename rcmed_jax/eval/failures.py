@@ -111,8 +111,7 @@ def _cases(tally: Tally) -> Iterator[_Case]:
     name = reason(score.counts)
     yield _Case("named", name, score.task, score.record, dice)
   for row in tally.named:
-    there = {name.lower() for name in row.classes}
-    said = {name.lower() for name in row.said_classes}
+    there, said = row.there, row.named
     wrong = ", ".join(sorted(said - there))
     for name in sorted(there):
       failed = WRONG_NAME if wrong and name not in said else ""

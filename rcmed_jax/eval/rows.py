@@ -52,6 +52,16 @@ class Named:
   said: str = ""  # the description in the answer
   description: str | None = None  # the data's; the model never saw it
 
+  @property
+  def there(self) -> set[str]:
+    """The reference's classes in lower case, as they are compared."""
+    return {name.lower() for name in self.classes}
+
+  @property
+  def named(self) -> set[str]:
+    """The answer's, likewise."""
+    return {name.lower() for name in self.said_classes}
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Alone:

@@ -85,8 +85,7 @@ def read(folder: pathlib.Path, split: str) -> dict[str, list[Answer]]:
   for row in row_lines.read(folder / f"absent--{split}.jsonl", Absent):
     found["absent"].append((row.record, "", float(row.rejected)))
   for row in row_lines.read(folder / f"recognition--{split}.jsonl", Named):
-    there = {name.lower() for name in row.classes}
-    said = {name.lower() for name in row.said_classes}
+    there, said = row.there, row.named
     for name in sorted(there | said):
       right = float(name in there and name in said)
       found["recognition"].append((row.record, "", right))

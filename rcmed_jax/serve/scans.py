@@ -87,6 +87,13 @@ class Scan:
       return None
     return float(abs(np.linalg.det(self.grid.affine[:3, :3])))
 
+  def doubt(self) -> str:
+    """Why it may be CT that nobody called so; "" where its values are clear."""
+    if self.modality != UNKNOWN or self.shown is None:
+      return ""
+    shown = self.shown()
+    return shown.why if shown.doubtful else ""
+
   def some(self, wanted: set[int]) -> dict[int, np.ndarray]:
     """Slice number -> picture, of those that are wanted."""
     found = {}

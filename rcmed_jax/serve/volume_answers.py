@@ -54,7 +54,11 @@ async def begin(
       with errors.blaming(f"{fields}prompt"):
         looking = dataclasses.replace(wanted.looking, trained=service.windows)
         scan = open_volume(path, wanted.text, looking, service.limits)
-        _require_known(scan, fields)
+        if doubt := scan.doubt():
+          raise errors.BadFieldError(
+            f"{fields}modality",
+            f"{doubt}; send CT, or percentiles as the window if it is none",
+          )
         if wanted.cleanup.min_mm3 and scan.voxel_mm3 is None:
           raise errors.BadFieldError(
             f"{fields}min_mm3",
@@ -95,14 +99,3 @@ def open_volume(
       "image", "expected NIfTI or DICOM; POST /v1/segment takes pictures"
     )
   return scan
-
-
-def _require_known(scan: scans.Scan, fields: str) -> None:
-  """Refuses what may be CT, whose window nothing tells."""
-  if scan.modality == scans.UNKNOWN and scan.shown is not None:
-    shown = scan.shown()
-    if shown.doubtful:
-      raise errors.BadFieldError(
-        f"{fields}modality",
-        f"{shown.why}; send CT, or percentiles as the window if it is none",
-      )
