@@ -117,24 +117,24 @@ class Assistant(assistants.Assistant):
 def _placed(
   model: rcmed.RCMed,
   mesh: jax.sharding.Mesh,
-  tensors: Mapping[str, Any] | None = None,
+  tensors: Mapping[str, Any],
 ) -> rcmed.RCMed:
   """The model, its weights in parts as in training, from one array at a time.
 
   Args:
-    tensors: by dotted path, in the place of its own; what they lack stays.
+    model: of shapes; what the tensors lack stays one.
+    tensors: by dotted path.
   """
   graphdef, state = nnx.split(model)
   shardings = _by_name(rules.param_shardings(state, mesh)[0])
   held = nnx.traversals.flatten_mapping(
     nnx.to_pure_dict(jax.eval_shape(rules.padded, state))
   )
-  own = nnx.traversals.flatten_mapping(nnx.to_pure_dict(state))
   for path, leaf in held.items():
     name = ".".join(map(str, path))
-    values = own[path] if tensors is None else tensors.get(name)
-    if values is None:
+    if name not in tensors:
       continue
+    values = tensors[name]
     more = [(0, m - n) for n, m in zip(values.shape, leaf.shape, strict=True)]
     whole = np.pad(np.asarray(values), more)
     held[path] = jax.device_put(whole, shardings[name])

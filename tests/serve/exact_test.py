@@ -124,7 +124,8 @@ def test_weights_in_parts_say_the_same_as_on_one_device(world, in_int8):
   for sizes in (None, meshes.MeshConfig(data=2, fsdp=2, tensor=2)):
     held = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf, weights))
     if sizes is not None:
-      held = answering._placed(held, meshes.make_mesh(sizes))
+      arrays = answering._by_name(nnx.to_pure_dict(nnx.state(held)))
+      held = answering._placed(held, meshes.make_mesh(sizes), arrays)
     if in_int8:
       int8.quantize(held)
     answers = Assistant(
