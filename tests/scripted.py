@@ -22,7 +22,7 @@ from rcmed_jax.model.rcmed import RCMed
 from rcmed_jax.parallel.mesh import MeshConfig
 from rcmed_jax.train import checkpoints
 from rcmed_jax.train import step as steps
-from rcmed_jax.train.loop import TrainConfig
+from rcmed_jax.train.config import TrainConfig
 from rcmed_jax.train.optimizer import OptimizerConfig
 
 QUESTION = "Where is the heart in this X-Ray image?"

@@ -17,8 +17,8 @@ from rcmed_jax.model import flops, generate, rcmed
 from rcmed_jax.model.language import Cache
 from rcmed_jax.parallel import chips, plan, rules, topologies
 from rcmed_jax.parallel import mesh as meshes
-from rcmed_jax.train import optimizer as optimizers
 from rcmed_jax.train import step as steps
+from rcmed_jax.train.recipe import Recipe
 
 # train      forward, backward, update; every micro-batch
 # evaluate   whole answers: prefill, all tokens, masks
@@ -153,8 +153,7 @@ def make(
 def lay_out(told: Settings, mesh: meshes.AnyMesh) -> steps.Layout:
   """Where weights and moments lie."""
   told = with_vocabulary(told)
-  optimizer = optimizers.make_optimizer(told.optimizer, told.train.steps)
-  return steps.make_layout(told.model, told.optimizer, optimizer, mesh)
+  return Recipe(told.model, told.train, told.optimizer).layout(mesh)
 
 
 def with_vocabulary(told: Settings) -> Settings:
@@ -169,15 +168,7 @@ def with_vocabulary(told: Settings) -> Settings:
 
 def _train(told: Settings, mesh: meshes.AnyMesh, layout: steps.Layout) -> Step:
   config = told.train
-  optimizer = optimizers.make_optimizer(told.optimizer, config.steps)
-  step = steps.make_train_step(
-    layout,
-    optimizer,
-    config.loss.for_model(told.model),
-    accumulation=config.accumulation,
-    seed=config.seed,
-    reduce_dtype=told.optimizer.reduce_dtype,
-  )
+  step = Recipe(told.model, config, told.optimizer).step(layout)
   text = max(told.data.lengths)
   shapes = pipeline.batch_shapes(
     told.data, told.model.image.image_size, config.batch_size, text

@@ -41,7 +41,7 @@ from rcmed_jax.eval.protocols import EvalConfig
 from rcmed_jax.parallel import hosts
 from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.train import validation
-from rcmed_jax.train.loop import TrainConfig
+from rcmed_jax.train.config import TrainConfig
 from rcmed_jax.train.optimizer import OptimizerConfig
 
 TOKENIZER = "tokenizer.model"

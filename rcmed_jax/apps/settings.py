@@ -23,7 +23,7 @@ from rcmed_jax.data.pipeline import DataConfig
 from rcmed_jax.eval.protocols import EvalConfig
 from rcmed_jax.model.config import ModelConfig
 from rcmed_jax.parallel.mesh import MeshConfig
-from rcmed_jax.train.loop import TrainConfig
+from rcmed_jax.train.config import TrainConfig
 from rcmed_jax.train.optimizer import OptimizerConfig
 
 # The record of a run's settings in its working directory.

@@ -20,9 +20,7 @@ from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.train import (
   bad_batches,
   feed,
-  initial,
   logs,
-  losses,
   meter,
   profiles,
   scores,
@@ -33,54 +31,8 @@ from rcmed_jax.train import checkpoints as checkpoint_files
 from rcmed_jax.train import optimizer as optimizers
 from rcmed_jax.train import step as steps
 from rcmed_jax.train import watchdog as watchdogs
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-  """How long, how much at a time, and what to write on the way."""
-
-  steps: int = 1000
-  batch_size: int = 8  # images a step over all devices and micro-batches
-  accumulation: int = 1  # micro-batches a step
-  log_every: int = 10
-  checkpoint_every: int = 500
-  keep: int = 2  # checkpoints on disk, the newest
-  eval_every: int = 0  # 0: only after the last step
-  # What follows goes by the losses of data.validation.
-  metric: str = "loss"  # that steps are judged by, or one of its terms: "dice"
-  keep_best: int = 0  # checkpoints on disk besides, those of the lowest metric
-  patience: int = 0  # evaluations without a lower one that end a run; 0: never
-  seed: int = 0  # of the initial weights and of dropout
-  not_finite: str = "stop"  # or "skip": go on without such a batch
-  watchdog_s: float = 0.0  # end a run that makes no step for so long; 0: never
-  loss: losses.LossConfig = losses.LossConfig()
-
-  def __post_init__(self) -> None:
-    for name in (
-      "steps",
-      "batch_size",
-      "accumulation",
-      "log_every",
-      "checkpoint_every",
-      "keep",
-    ):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"train.{name}={getattr(self, name)} must be at least 1."
-        )
-    if self.not_finite not in bad_batches.POLICIES:
-      raise ValueError(
-        f"train.not_finite={self.not_finite!r}: expected one of "
-        f"{', '.join(bad_batches.POLICIES)}."
-      )
-    for name in ("watchdog_s", "eval_every", "keep_best", "patience"):
-      if getattr(self, name) < 0:
-        raise ValueError(f"train.{name}={getattr(self, name)} is below 0.")
-    if self.metric not in losses.names(self.loss):
-      raise ValueError(
-        f"train.metric={self.metric!r} is no loss; choose one of "
-        f"{', '.join(losses.names(self.loss))}."
-      )
+from rcmed_jax.train.config import TrainConfig
+from rcmed_jax.train.recipe import Recipe
 
 
 def train(
@@ -120,18 +72,10 @@ def train(
   workdir = epath.Path(workdir)
   mesh = meshes.make_mesh(mesh_config)
   _check_batch(config, mesh)
-  optimizer = optimizers.make_optimizer(optimizer_config, config.steps)
   rate = optimizers.learning_rate(optimizer_config, config.steps)
-  layout = steps.make_layout(model_config, optimizer_config, optimizer, mesh)
-  loss_config = config.loss.for_model(model_config)
-  train_step = steps.make_train_step(
-    layout,
-    optimizer,
-    loss_config,
-    accumulation=config.accumulation,
-    seed=config.seed,
-    reduce_dtype=optimizer_config.reduce_dtype,
-  )
+  recipe = Recipe(model_config, config, optimizer_config)
+  layout = recipe.layout(mesh)
+  train_step = recipe.step(layout)
   meta = {
     "model": dataclasses.asdict(model_config),
     "trainable": optimizer_config.trainable,
@@ -146,18 +90,12 @@ def train(
     )
     known = scores.Scores(config.keep_best, config.patience)
     vote = hosts.Vote()
-    evaluation = _evaluation(
-      config, layout, evaluators, held_out, known, loss_config, vote
-    )
+    evaluation = _evaluation(recipe, layout, evaluators, held_out, known, vote)
     data = make_data()
-
-    def fresh() -> steps.TrainState:
-      state = steps.init_state(
-        layout, model_config, optimizer_config, optimizer, config.seed
-      )
-      return state if weights is None else initial.with_weights(state, weights)
-
-    state, damaged = _state(checkpoints, layout, data, known, fresh, watchdog)
+    state, damaged = _state(
+      *(checkpoints, layout, data, known, watchdog),
+      fresh=lambda: recipe.fresh(layout, weights),
+    )
     start = int(state.step)
     over = start >= config.steps or known.exhausted
     if over and not evaluation.overdue(start):
@@ -238,14 +176,14 @@ def train(
 
 
 def _evaluation(
-  config: TrainConfig,
+  recipe: Recipe,
   layout: steps.Layout,
   evaluators: Mapping[str, validation.Evaluator],
   held_out: validation.Rows | None,
   known: scores.Scores,
-  loss_config: losses.LossConfig,
   vote: hosts.Vote,
 ) -> validation.Evaluation:
+  config = recipe.train
   return validation.Evaluation(
     layout,
     evaluators,
@@ -255,7 +193,7 @@ def _evaluation(
     every=config.eval_every,
     last=config.steps,
     micro_batches=config.accumulation,
-    loss_config=loss_config,
+    loss_config=config.loss.for_model(recipe.model),
     asked=vote.cast,
   )
 
@@ -265,8 +203,9 @@ def _state(
   layout: steps.Layout,
   data: feed.Batches,
   known: scores.Scores,
-  fresh: Callable[[], steps.TrainState],
   watchdog: watchdogs.Watchdog,
+  *,
+  fresh: Callable[[], steps.TrainState],
 ) -> tuple[steps.TrainState, tuple[str, ...]]:
   """What the run goes on from, and sentences on checkpoints set aside.
 

@@ -11,10 +11,11 @@ import numpy as np
 
 from rcmed_jax.model import config as model_configs
 from rcmed_jax.parallel import mesh as meshes
-from rcmed_jax.train import bad_batches, feed, initial, loop
+from rcmed_jax.train import bad_batches, feed
 from rcmed_jax.train import checkpoints as checkpoint_files
 from rcmed_jax.train import optimizer as optimizers
-from rcmed_jax.train import step as steps
+from rcmed_jax.train.config import TrainConfig
+from rcmed_jax.train.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Replay:
 
 def replay(
   model_config: model_configs.ModelConfig,
-  config: loop.TrainConfig,
+  config: TrainConfig,
   optimizer_config: optimizers.OptimizerConfig,
   mesh_config: meshes.MeshConfig,
   make_data: Callable[[], feed.Batches],
@@ -68,17 +69,9 @@ def replay(
   workdir = epath.Path(workdir)
   kept = bad_batches.read(workdir, step)
   mesh = meshes.make_mesh(mesh_config)
-  optimizer = optimizers.make_optimizer(optimizer_config, config.steps)
-  layout = steps.make_layout(model_config, optimizer_config, optimizer, mesh)
-  train_step = steps.make_train_step(
-    layout,
-    optimizer,
-    config.loss.for_model(model_config),
-    accumulation=config.accumulation,
-    seed=config.seed,
-    reduce_dtype=optimizer_config.reduce_dtype,
-    donate=False,
-  )
+  recipe = Recipe(model_config, config, optimizer_config)
+  layout = recipe.layout(mesh)
+  train_step = recipe.step(layout, donate=False)
   data = make_data()
   with checkpoint_files.Checkpoints(workdir) as checkpoints:
     held = checkpoints.all_steps()
@@ -90,11 +83,7 @@ def replay(
       state = found.state
       data.set_state(found.data_state)
     else:
-      state = steps.init_state(
-        layout, model_config, optimizer_config, optimizer, config.seed
-      )
-      if weights is not None:
-        state = initial.with_weights(state, weights)
+      state = recipe.fresh(layout, weights)
   exact = not held or bool(earlier)
   if exact:
     for number in range(int(state.step), step - 1):

@@ -14,7 +14,7 @@ from rcmed_jax import cli
 from rcmed_jax.data import phantoms
 from rcmed_jax.parallel import hosts
 from rcmed_jax.parallel import mesh as meshes
-from rcmed_jax.train import loop
+from rcmed_jax.train import step as steps
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def go_on(afresh):
   made = {}
 
   def remembered(name):
-    original = getattr(loop.steps, name)
+    original = getattr(steps, name)
 
     def once(*args, **kwargs):
       if name not in made:
@@ -58,7 +58,7 @@ def go_on(afresh):
   def run(workdir, *more) -> int:
     with pytest.MonkeyPatch.context() as patch:
       for name in ("make_layout", "make_train_step"):
-        patch.setattr(loop.steps, name, remembered(name))
+        patch.setattr(steps, name, remembered(name))
       return afresh(workdir, *more)
 
   return run

@@ -17,13 +17,15 @@ from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.train import bad_batches, loop, losses, profiles, validation
 from rcmed_jax.train import checkpoints as checkpoint_files
 from rcmed_jax.train import optimizer as optimizers
+from rcmed_jax.train import step as steps
+from rcmed_jax.train.config import TrainConfig
 
 # The same settings as in step_test.py, so that one compilation serves both.
 MODEL = toy.model_config(lora_rank=2, dropout=0.1)
 OPTIMIZER = optimizers.OptimizerConfig(
   learning_rate=0.01, warmup_steps=0, trainable="release"
 )
-TRAIN = loop.TrainConfig(
+TRAIN = TrainConfig(
   steps=10,
   batch_size=8,
   accumulation=2,
@@ -71,8 +73,8 @@ def one_compilation():
     patch.setattr(module, name, once)
 
   with pytest.MonkeyPatch.context() as patch:
-    remember(loop.steps, "make_layout", "layout")
-    remember(loop.steps, "make_train_step", "step")
+    remember(steps, "make_layout", "layout")
+    remember(steps, "make_train_step", "step")
     yield
 
 
@@ -296,7 +298,7 @@ def test_a_stop_between_held_out_batches_leaves_the_step_to_be_judged(
 
 def test_a_metric_that_is_none_is_refused_at_the_start():
   with pytest.raises(ValueError, match=r"train.metric='dise'.*dice"):
-    loop.TrainConfig(metric="dise")
+    TrainConfig(metric="dise")
 
 
 def test_no_best_where_nothing_was_held_out(whole):
@@ -386,10 +388,10 @@ def test_wrong_sizes_are_named(config, message, tmp_path):
   with pytest.raises(ValueError, match=message):
     loop.train(
       MODEL,
-      loop.TrainConfig(**config),
+      TrainConfig(**config),
       OPTIMIZER,
       meshes.MeshConfig(),
       toy.Data,
       tmp_path,
     )
-  assert losses.LossConfig() == loop.TrainConfig().loss
+  assert losses.LossConfig() == TrainConfig().loss

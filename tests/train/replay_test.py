@@ -7,6 +7,8 @@ import toy
 from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.train import loop, replay
 from rcmed_jax.train import optimizer as optimizers
+from rcmed_jax.train import step as steps
+from rcmed_jax.train.config import TrainConfig
 
 MODEL = toy.model_config()
 OPTIMIZER = optimizers.OptimizerConfig(
@@ -31,7 +33,7 @@ class Spoilt(toy.Data):
 @pytest.fixture(scope="module", autouse=True)
 def one_compilation():
   """Run and replay share one step, which leaves its state alone."""
-  make, made = loop.steps.make_train_step, []
+  make, made = steps.make_train_step, []
 
   def once(*args, **kwargs):
     if not made:
@@ -39,13 +41,13 @@ def one_compilation():
     return made[0]
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop.steps, "make_train_step", once)
+    patch.setattr(steps, "make_train_step", once)
     yield
 
 
 def _config(**changes):
   given = dict(steps=8, batch_size=8, log_every=8, keep=1)
-  return loop.TrainConfig(**(given | changes))
+  return TrainConfig(**(given | changes))
 
 
 def _replay(workdir, config, step=BAD):
