@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
-import hashlib
 import os
 import pathlib
 from typing import Any
@@ -187,7 +186,7 @@ def loading(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def weights(args: argparse.Namespace) -> dict[str, Any]:
-  """What `identity` takes of those flags, too: not where the weights lie."""
+  """What `provenance` takes of them, too: not where the weights lie."""
   return {
     "classes": args.classes,
     "in_int8": args.int8,
@@ -248,46 +247,3 @@ def answers(
     for request in requests
   )
   return assistant.stream(questions, ahead=-(-under_way // assistant.rows))
-
-
-def identity(
-  workdir: str | os.PathLike[str],
-  classes: Sequence[pathlib.Path] = (),
-  *,
-  in_int8: bool = False,
-  fitted: epath.PathLike | None = None,
-  averaged: bool = False,
-  best: bool = False,
-) -> str:
-  """What `load_assistant` answers with, in words that another has not.
-
-  Of a run: the settings that weights and answers depend on, and the
-  fingerprints of the checkpoint; two runs of a sweep share seed and step.
-  """
-  folder = runs.converted(workdir)
-  if folder is not None:
-    words = [f"converted {_short((folder / store.MANIFEST).read_bytes())}"]
-  else:
-    told = settings.load(workdir)
-    # Neither the mesh nor earlier questions change a weight.
-    trained = dataclasses.replace(
-      told, eval=EvalConfig(), mesh=meshes.MeshConfig()
-    )
-    with checkpoints.Checkpoints(workdir) as saved:
-      step = saved.best() if best else saved.latest()
-      digest = saved.digest(step)
-    words = [
-      f"settings {_short(settings.to_json(trained).encode())}",
-      f"seed {told.train.seed} step {step}",
-      f"weights {digest[:16]}",
-    ]
-  more = [epath.Path(workdir) / runs.TOKENIZER, *classes]
-  for path in map(epath.Path, more if fitted is None else [*more, fitted]):
-    if path.exists():
-      words.append(f"{path.name} {_short(path.read_bytes())}")
-  words += ["averaged"] * averaged + ["int8"] * in_int8
-  return ", ".join(words)
-
-
-def _short(data: bytes) -> str:
-  return hashlib.sha256(data).hexdigest()[:16]

@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
       out,
       split=args.split,
       training=None if runs.converted(workdir) else workdir,
-      model=answering.identity(
+      model=provenance.identity(
         workdir,
         fitted=None if args.calibrate else fitted,
         **answering.weights(args),

@@ -1,6 +1,7 @@
-"""How an evaluation's answers were made, as its summary and page tell it."""
+"""What an evaluation's answers were made with, as its files tell it."""
 
 from collections.abc import Sequence
+import dataclasses
 import hashlib
 import os
 import platform
@@ -14,7 +15,12 @@ import rcmed_jax
 from rcmed_jax.apps import runs, settings
 from rcmed_jax.convert import store
 from rcmed_jax.eval import temperature
+from rcmed_jax.eval.protocols import EvalConfig
+from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.train import checkpoints
+
+# Of a fingerprint in hexadecimal digits: 64 bits, no two by chance.
+_DIGITS = 16
 
 
 def made(
@@ -60,17 +66,65 @@ def made(
   }
 
 
+def identity(
+  workdir: str | os.PathLike[str],
+  *,
+  classes: Sequence[os.PathLike[str]] = (),
+  in_int8: bool = False,
+  averaged: bool = False,
+  best: bool = False,
+  fitted: epath.PathLike | None = None,
+) -> str:
+  """What answers, in words that no other model has; arguments as of `made`.
+
+  Of a run: the settings that weights and answers depend on, and the
+  fingerprints of the checkpoint; two runs of a sweep share seed and step.
+  """
+  converted = _converted(workdir)
+  if converted is not None:
+    words = [f"converted {converted}"]
+  else:
+    told = settings.load(workdir)
+    # Neither the mesh nor earlier questions change a weight.
+    trained = dataclasses.replace(
+      told, eval=EvalConfig(), mesh=meshes.MeshConfig()
+    )
+    with checkpoints.Checkpoints(workdir) as saved:
+      step = saved.best() if best else saved.latest()
+      weights = saved.digest(step)
+    words = [
+      f"settings {_short(settings.to_json(trained).encode())}",
+      f"seed {told.train.seed} step {step}",
+      f"weights {weights[:_DIGITS]}",
+    ]
+  more = [epath.Path(workdir) / runs.TOKENIZER, *classes]
+  for path in map(epath.Path, more if fitted is None else [*more, fitted]):
+    if path.exists():
+      words.append(f"{path.name} {_short(path.read_bytes())}")
+  words += ["averaged"] * averaged + ["int8"] * in_int8
+  return ", ".join(words)
+
+
 def _origin(
   workdir: str | os.PathLike[str], *, best: bool
 ) -> dict[str, int | str | None]:
   """Which weights: the step of a training, or the content of converted ones."""
-  folder = runs.converted(workdir)
-  if folder is not None:
-    digest = hashlib.sha256((folder / store.MANIFEST).read_bytes()).hexdigest()
-    return {"converted": digest[:16]}
+  converted = _converted(workdir)
+  if converted is not None:
+    return {"converted": converted}
   with checkpoints.Checkpoints(workdir) as saved:
     step = saved.best() if best else saved.latest()
   return {"step": step, "training seed": settings.load(workdir).train.seed}
+
+
+def _converted(workdir: str | os.PathLike[str]) -> str | None:
+  """A fingerprint of converted weights; None of a run."""
+  folder = runs.converted(workdir)
+  return folder and _short((folder / store.MANIFEST).read_bytes())
+
+
+def _short(data: bytes) -> str:
+  return hashlib.sha256(data).hexdigest()[:_DIGITS]
 
 
 def _temperature(fitted: epath.PathLike | None) -> dict[str, Any] | None:

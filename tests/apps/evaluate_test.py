@@ -9,7 +9,13 @@ import optax
 import pytest
 
 from rcmed_jax import cli
-from rcmed_jax.apps import answering, evaluate, runs, settings
+from rcmed_jax.apps import (
+  answering,
+  evaluate,
+  provenance,
+  runs,
+  settings,
+)
 from rcmed_jax.data import phantoms
 from rcmed_jax.train import checkpoints
 from rcmed_jax.train import step as steps
@@ -38,7 +44,7 @@ def asked(monkeypatch):
 @pytest.fixture
 def same(monkeypatch):
   """Runs without a checkpoint are one model."""
-  monkeypatch.setattr(answering, "identity", lambda *_, **__: "fake")
+  monkeypatch.setattr(provenance, "identity", lambda *_, **__: "fake")
 
 
 def _evaluate(run, out, *more):
@@ -140,13 +146,13 @@ def test_two_runs_of_a_sweep_are_two_models(run, tmp_path):
   """Of one seed and step, with other settings, weights or words."""
   _checkpoint(run)
   (run / runs.TOKENIZER).write_bytes(b"words")
-  identity = answering.identity(run)
+  identity = provenance.identity(run)
   assert "seed 0 step 2" in identity
-  assert identity == answering.identity(run)
-  assert identity != answering.identity(run, averaged=True)
+  assert identity == provenance.identity(run)
+  assert identity != provenance.identity(run, averaged=True)
   other = tmp_path / "other"
   shutil.copytree(run, other)
-  assert answering.identity(other) == identity  # wherever it lies
+  assert provenance.identity(other) == identity  # wherever it lies
   told = settings.load(run)
   for flag, same in (
     ("--config.eval.max_new=9", True),
@@ -155,11 +161,11 @@ def test_two_runs_of_a_sweep_are_two_models(run, tmp_path):
     ("--config.data.negative_share=0.9", False),
   ):
     settings.save(_with(told, flag), other)
-    assert (answering.identity(other) == identity) == same
+    assert (provenance.identity(other) == identity) == same
   settings.save(told, other)
   (other / runs.TOKENIZER).write_bytes(b"others")
-  assert answering.identity(other) != identity
+  assert provenance.identity(other) != identity
   (other / runs.TOKENIZER).write_bytes(b"words")
   shutil.rmtree(other / "checkpoints")
   _checkpoint(other, 1.5)
-  assert answering.identity(other) != identity
+  assert provenance.identity(other) != identity
