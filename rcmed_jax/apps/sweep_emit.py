@@ -13,7 +13,7 @@ import re
 import shlex
 import string
 
-from rcmed_jax.parallel import hosts
+from rcmed_jax.parallel import faults
 
 FORMS = ("slurm", "jobset")
 
@@ -47,7 +47,9 @@ set -euo pipefail
 
 RCMED=$${RCMED:-rcmed}              # the command on every node
 MAX_RESTARTS=$${MAX_RESTARTS:-100}
-STOPPED=$stopped                         # exit code: saved, start it again
+# Exit codes after which the same task goes on: saved and stopped, a bucket that
+# did not answer.
+AGAIN=" $stopped $unreached "
 tasks=(
 $tasks
 )
@@ -57,9 +59,9 @@ code=0
 srun --kill-on-bad-exit=0 "$$RCMED" $arguments \
   --only="$${tasks[SLURM_ARRAY_TASK_ID]}" "$$@" || code=$$?
 
-if ((code == STOPPED)); then
+if [[ $$AGAIN == *" $$code "* ]]; then
   if ((restarts >= MAX_RESTARTS)); then
-    echo "stopped and saved; not started again after $$restarts restarts" >&2
+    echo "left with $$code; not started again after $$restarts restarts" >&2
   else
     # Not SLURM_JOB_ID: one task of an array has the number of the whole array.
     scontrol requeue "$${SLURM_ARRAY_JOB_ID}_$${SLURM_ARRAY_TASK_ID}"
@@ -93,7 +95,8 @@ spec:
           completionMode: Indexed
           completions: $count
           parallelism: $parallel
-          # Killed before it could save: it goes on from its checkpoint.
+          # Killed before it could save, or no bucket answered (69): it goes on
+          # from its checkpoint.
           backoffLimitPerIndex: $retries
           podFailurePolicy:
             rules:
@@ -159,7 +162,8 @@ def slurm(name: str, tasks: Sequence[str], arguments: Sequence[str]) -> str:
   return _SLURM.substitute(
     name=name,
     last=len(tasks) - 1,
-    stopped=hosts.STOPPED,
+    stopped=faults.STOPPED,
+    unreached=faults.UNREACHED,
     tasks="\n".join(f"  {shlex.quote(task)}" for task in tasks),
     arguments=shlex.join(arguments),
     report=shlex.join(["rcmed", *arguments, "--report"]),
@@ -193,7 +197,7 @@ def jobset(
     count=len(tasks),
     parallel=machines.parallel or len(tasks),
     retries=RETRIES,
-    stopped=hosts.STOPPED,
+    stopped=faults.STOPPED,
     grace_s=machines.grace_s,
     accelerator=json.dumps(machines.accelerator),
     topology=json.dumps(machines.topology),

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from rcmed_jax.apps import sweep_cells
 from rcmed_jax.apps.sweep_cells import Task
-from rcmed_jax.parallel import hosts
+from rcmed_jax.parallel import faults
 
 STATE = "state.json"
 
@@ -141,8 +141,9 @@ def run(
 ) -> int:
   """The exit code of a sweep, after running what is not finished.
 
-    0 all are finished; 1 some failed; 75 stopped by SIGTERM, 130 by SIGINT, or
-    75 where another process still runs some: the same command goes on
+    0 all are finished; 1 some failed
+    75 stopped by SIGTERM, 130 by SIGINT; 75 where another process still runs
+    some; 69 a bucket or a service did not answer one: the same command goes on
 
   Args:
     index: of the images that every task is tested on.
@@ -177,6 +178,10 @@ def run(
     except BlockingIOError:
       say(f"sweep: {task.name} is run by another process; left to it")
       continue
+    if after.state == "begun" and code == faults.UNREACHED:
+      said = _reason(task.folder / f"{after.stage}.log", 0, code)
+      say(f"sweep: {task.name}: {said}; the same command goes on with it.")
+      return code
     if after.state == "begun":
       say(f"sweep: {task.name} stopped; the same command goes on with it.")
       return _stopped(runner)
@@ -193,7 +198,7 @@ def run(
   ends = {state(task).state for task in tasks}
   if "failed" in ends:
     return 1
-  return 0 if ends <= {"finished"} else hosts.STOPPED
+  return 0 if ends <= {"finished"} else faults.STOPPED
 
 
 def duration(seconds: float) -> str:
@@ -240,7 +245,8 @@ def _advance(
     start = log.stat().st_size if log.exists() else 0
     code = runner(told[stage], log)
     now = dataclasses.replace(now, seconds=now.seconds + clock() - since)
-    if code and (runner.stopped or code == hosts.STOPPED):
+    # A bucket that does not answer one run would fail all that follow.
+    if code and (runner.stopped or code in (faults.STOPPED, faults.UNREACHED)):
       _write(task, now)
       return code, now
     if code:
@@ -296,7 +302,7 @@ def _require_index(task: Task, index: str) -> None:
 def _stopped(runner: Runner) -> int:
   """The exit code of a stopped sweep, as `rcmed train` leaves."""
   if runner.stopped in (0, signal.SIGTERM):  # 0: the child alone was told
-    return hosts.STOPPED
+    return faults.STOPPED
   return 128 + runner.stopped
 
 

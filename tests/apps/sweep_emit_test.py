@@ -10,7 +10,7 @@ import yaml
 
 from rcmed_jax import cli
 from rcmed_jax.apps import sweep_emit
-from rcmed_jax.parallel import hosts
+from rcmed_jax.parallel import faults
 
 TASKS = ["K=0/seed0", "K=2/seed0", "K=0/seed1"]
 ARGUMENTS = [
@@ -90,13 +90,14 @@ def test_slurm_starts_a_task_a_run(script, launch):
 @pytest.mark.parametrize(
   ("code", "environ", "again"),
   [
-    (hosts.STOPPED, {}, True),
-    (hosts.STOPPED, {"SLURM_RESTART_COUNT": "100"}, False),
+    (faults.STOPPED, {}, True),
+    (faults.UNREACHED, {}, True),
+    (faults.STOPPED, {"SLURM_RESTART_COUNT": "100"}, False),
     (1, {}, False),
     (0, {}, False),
   ],
 )
-def test_slurm_task_goes_back_in_line_alone_if_it_saved(
+def test_slurm_task_goes_back_in_line_alone_to_go_on(
   launch, code, environ, again
 ):
   result, calls = launch(code, **environ)
@@ -127,7 +128,7 @@ def test_jobset_runs_each_by_itself():
     for rule in inner["podFailurePolicy"]["rules"]
   }
   assert rules["FailIndex"]["values"] == [1, cli.BAD_INPUT]
-  assert rules["Ignore"]["values"] == [hosts.STOPPED]
+  assert rules["Ignore"]["values"] == [faults.STOPPED]
   assert {r["containerName"] for r in rules.values()} == {container["name"]}
   assert pod["restartPolicy"] == "Never"  # podFailurePolicy demands it
   assert pod["terminationGracePeriodSeconds"] == 99

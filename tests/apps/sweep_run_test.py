@@ -8,7 +8,7 @@ import time
 import pytest
 
 from rcmed_jax.apps import sweep_cells, sweep_file, sweep_run
-from rcmed_jax.parallel import hosts
+from rcmed_jax.parallel import faults
 
 INDEX = "/data/test.json"
 SWEEP = sweep_file.read(
@@ -43,7 +43,7 @@ class Fake:
       file.write(self.said)
     if call == self.stop_in:
       self.stopped = self.number
-      return hosts.STOPPED if arguments[0] == "train" else -self.number
+      return faults.STOPPED if arguments[0] == "train" else -self.number
     return self.codes.get(call, 0)
 
 
@@ -135,9 +135,9 @@ def test_scoring_that_failed_does_not_train_again(tasks):
 @pytest.mark.parametrize(
   ("number", "stage", "code"),
   [
-    (signal.SIGTERM, "train", hosts.STOPPED),
+    (signal.SIGTERM, "train", faults.STOPPED),
     (signal.SIGINT, "train", 130),
-    (signal.SIGTERM, "evaluate", hosts.STOPPED),
+    (signal.SIGTERM, "evaluate", faults.STOPPED),
   ],
 )
 def test_signal_ends_the_sweep_and_the_same_command_goes_on(
@@ -152,8 +152,22 @@ def test_signal_ends_the_sweep_and_the_same_command_goes_on(
 
 
 def test_run_that_was_told_alone_ends_the_sweep_too(tasks):
-  code, _ = run(tasks, Fake({"steps=0/seed0 train": hosts.STOPPED}))
-  assert code == hosts.STOPPED
+  code, _ = run(tasks, Fake({"steps=0/seed0 train": faults.STOPPED}))
+  assert code == faults.STOPPED
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate"])
+def test_bucket_that_does_not_answer_fails_no_run(tasks, stage):
+  call = f"steps=0/seed0 {stage}"
+  fake = Fake({call: faults.UNREACHED}, said="gs://bucket: UNAVAILABLE: no\n")
+  code, lines = run(tasks, fake)
+  assert code == faults.UNREACHED
+  assert fake.calls[-1] == call  # nor is the next one tried
+  assert "gs://bucket: UNAVAILABLE: no; the same command goes on" in lines[-1]
+  assert sweep_run.state(tasks[0]).state == "begun"
+  again = Fake()
+  assert run(tasks, again)[0] == 0
+  assert again.calls == ALL[ALL.index(call) :]
 
 
 def test_time_adds_up_over_interruptions(tasks):
@@ -192,7 +206,7 @@ def test_what_another_process_runs_is_left_to_it(tasks):
       return super().__call__(arguments, log)
 
   code, lines = run(tasks, Busy())
-  assert code == hosts.STOPPED
+  assert code == faults.STOPPED
   assert "steps=1/seed0 is run by another process" in lines[2]
   assert [sweep_run.state(task).state for task in tasks] == [
     *("finished", "begun", "finished")
