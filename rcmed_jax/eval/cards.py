@@ -7,7 +7,7 @@ import itertools
 import re
 
 from rcmed_jax.eval import overlays
-from rcmed_jax.eval.failures import FALSE_ALARM
+from rcmed_jax.eval.failures import WRONG_NAME
 from rcmed_jax.eval.overlays import Sample
 
 PHRASE = re.compile(r"<p>\s*(.*?)\s*</p>(\s*\[SEG\])?")
@@ -57,9 +57,10 @@ def _card(sample: Sample, title: str) -> str:
       ("prediction", _layer(sample.prediction)),
     )
   )
+  is_open = WRONG_NAME in sample.reasons
   chips = "".join(
     f"<span>{_dot(place)}{html.escape(name)} "
-    + _verdict(dice, present, FALSE_ALARM in sample.reasons)
+    + _verdict(dice, present, "left out" if is_open else "rejected")
     + "</span>"
     for place, (name, dice, present) in enumerate(
       zip(sample.classes, sample.dice, sample.present, strict=True)
@@ -79,13 +80,15 @@ def _card(sample: Sample, title: str) -> str:
   )
 
 
-def _verdict(dice: float, present: bool, absent: bool) -> str:
-  """What became of a class: its Dice, or why it has none."""
-  if absent:
+def _verdict(dice: float | None, present: bool, missed: str) -> str:
+  """What became of a class: its Dice, or why it has none.
+
+  Args:
+    missed: what is said of a class that the answer does not hold.
+  """
+  if dice is None:
     return '<b class="missed">not in the image</b>'
-  if not present:
-    return '<b class="missed">rejected</b>'
-  return f"<b>{dice:.3f}</b>"
+  return f"<b>{dice:.3f}</b>" if present else f'<b class="missed">{missed}</b>'
 
 
 def _layer(png: bytes) -> str:

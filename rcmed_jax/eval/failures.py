@@ -29,6 +29,7 @@ FACTOR = 1.5
 
 MASKS = ("missed", "misplaced", "too_large", "too_small", "shifted")
 WRONG_NAME, FALSE_ALARM = "wrong_name", "false_alarm"
+WITHOUT_DICE = frozenset({WRONG_NAME, FALSE_ALARM})
 # Group -> the protocol whose rows it is counted of.
 REASONS = {
   **dict.fromkeys(MASKS, "named"),

@@ -7,7 +7,7 @@ import dataclasses
 import cv2
 import numpy as np
 
-from rcmed_jax.eval.failures import FALSE_ALARM, REASONS
+from rcmed_jax.eval.failures import REASONS, WITHOUT_DICE
 
 # Colours of the targets of one image, RGB: told apart on grey and on tissue,
 # and by readers who confuse red and green (after Okabe and Ito).
@@ -41,7 +41,7 @@ class Sample:
   question: str
   answer: str
   classes: tuple[str, ...]  # the place of a class is the place of its colour
-  dice: tuple[float, ...]  # of each class
+  dice: tuple[float | None, ...]  # of each class; None: the image lacks it
   present: tuple[bool, ...]  # the answer holds the class
   shape: tuple[int, int]  # rows and columns of the image
   image: bytes  # RGB
@@ -56,7 +56,8 @@ class Sample:
 
   @property
   def mean_dice(self) -> float:
-    return sum(self.dice) / len(self.dice)
+    found = [dice for dice in self.dice if dice is not None]
+    return sum(found) / len(found) if found else 0.0
 
 
 # How a sample ranks: its mean Dice, then what no other sample has.
@@ -90,7 +91,7 @@ class Gallery:
     """Whether a sample of this rank and these failures would be kept."""
     if self._worst and any(self._is_case(one, rank) for one in reasons):
       return True
-    if FALSE_ALARM in reasons:  # of a class without a reference: no Dice
+    if not WITHOUT_DICE.isdisjoint(reasons):
       return False
     _, record, _ = rank
     return (
@@ -108,7 +109,7 @@ class Gallery:
     for one in sample.reasons if self._worst else ():
       if self._is_case(one, rank):
         self.failures[one] = sample
-    if FALSE_ALARM in sample.reasons:
+    if not WITHOUT_DICE.isdisjoint(sample.reasons):
       return
     if sample.record in self._chosen:
       bisect.insort(self.examples, sample, key=_place)

@@ -1,6 +1,6 @@
 """One answer against its reference: the rows that it adds to the tally."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any, TypeVar
 
@@ -29,6 +29,9 @@ from rcmed_jax.eval.rows import (
 )
 
 Row = TypeVar("Row", bound=Alone)
+
+# What a target without a name is called.
+UNNAMED = "(unnamed)"
 
 # Tolerance of surfaces where millimetres are not known.
 PIXELS = 2.0
@@ -63,10 +66,12 @@ def score(
   elif ask.kind == "open":
     tally.open_masks += _mask_scores(ask, answer, registry)
     tally.named.append(_named(ask, answer))
+    _keep_wrong_names(ask, answer, tally.named[-1], gallery)
   elif ask.kind == "negative":
     tally.absent.append(_alone(Absent, ask, answer, registry))
     if not tally.absent[-1].rejected:
-      _keep_alarm(ask, answer, gallery)
+      said = {ask.target: _claim(ask, answer)}
+      _keep_said(ask, answer, failures.FALSE_ALARM, (), said, gallery)
   elif ask.kind == PRESENT:
     tally.present.append(_alone(Present, ask, answer, registry))
   elif ask.variant:
@@ -147,7 +152,7 @@ def _instances(
 
 
 def _named(ask: Ask, answer: Answer) -> Named:
-  said = (t.name or "(unnamed)" for t in answer.targets if t.present)
+  said = (t.name or UNNAMED for t in answer.targets if t.present)
   return Named(
     record=ask.record.id,
     modality=ask.triplet.modality,
@@ -265,19 +270,52 @@ def _keep(
   )
 
 
-def _keep_alarm(ask: Ask, answer: Answer, gallery: overlays.Gallery) -> None:
-  """Draws what is claimed of an absent class, if the report will show it."""
-  reasons = (failures.FALSE_ALARM,)
-  if not gallery.wants((0.0, ask.record.id, ask.request.question), reasons):
+def _keep_wrong_names(
+  ask: Ask, answer: Answer, row: Named, gallery: overlays.Gallery
+) -> None:
+  """Draws an answer that leaves a class out and names one that is not there."""
+  left_out = [name for name in row.classes if name.lower() not in row.named]
+  said = {
+    name: _claim(ask, answer, "" if name == UNNAMED else name)
+    for name in row.said_classes
+    if name.lower() not in row.there
+  }
+  if left_out and said:
+    _keep_said(ask, answer, failures.WRONG_NAME, left_out, said, gallery)
+
+
+def _keep_said(
+  ask: Ask,
+  answer: Answer,
+  reason: str,
+  left_out: Sequence[str],
+  said: Mapping[str, _Claim],
+  gallery: overlays.Gallery,
+) -> None:
+  """Draws what is said of classes that are not there, if it will be shown.
+
+  Args:
+    reason: of `failures.WITHOUT_DICE`.
+    left_out: classes of the image that the answer does not hold.
+    said: class that the image lacks -> what the answer says of it.
+  """
+  if not gallery.wants((0.0, ask.record.id, ask.request.question), (reason,)):
     return
-  mask_IJ = _claim(ask, answer).mask_IJ
+  clear_IJ = np.zeros(ask.request.image_IJC.shape[:2], bool)
+  references = [_references(ask)[name] for name in left_out]
+  claims = [claim.mask_IJ for claim in said.values()]
   gallery.add(
     overlays.Sample(
-      **_shown(ask, answer, [np.zeros_like(mask_IJ)], [mask_IJ]),
-      classes=(ask.target,),
-      dice=(0.0,),
-      present=(True,),
-      reasons=reasons,
+      **_shown(
+        ask,
+        answer,
+        [*references, *[clear_IJ] * len(claims)],
+        [*[clear_IJ] * len(references), *claims],
+      ),
+      classes=(*left_out, *said),
+      dice=(*[0.0] * len(left_out), *[None] * len(said)),
+      present=(*[False] * len(left_out), *[True] * len(said)),
+      reasons=(reason,),
     )
   )
 

@@ -154,6 +154,47 @@ def test_false_alarm_has_a_picture_and_no_place_among_the_worst(
   assert "not in the image" in page
 
 
+def _colors(png):
+  """The colours of an overlay's fill, RGB."""
+  image_IJC = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+  filled = image_IJC[image_IJC[..., 3] == overlays.FILL][:, 2::-1]
+  return set(map(tuple, np.unique(filled, axis=0).tolist()))
+
+
+def test_wrong_name_has_a_picture_and_no_place_among_the_worst(
+  world, oracle, tmp_path
+):
+  class Mistakes(oracle):
+    def answer(self, request):
+      answer = super().answer(request)
+      if request.classes is not None:  # asked by name, it is right
+        return answer
+      targets = tuple(
+        dataclasses.replace(target, name="liver")
+        if target.name == "heart"
+        else target
+        for target in answer.targets
+      )
+      return dataclasses.replace(answer, targets=targets)
+
+  config = EvalConfig(bootstrap=0, controls=(), worst=40)
+  summary = evaluate(world, Mistakes(world), config, tmp_path)
+  wrong = summary.failures["wrong_name"]
+  assert wrong.classes == ("heart", "liver")
+  assert wrong.present == (False, True)
+  assert wrong.dice == (0.0, None)
+  assert _colors(wrong.reference) == {overlays.color(0)}  # where it is
+  assert _colors(wrong.prediction) == {overlays.color(1)}  # what it is called
+  (row,) = summary.tables["failures"]["by_task"]
+  assert (row["class"], row["said"]) == ("heart", "liver")
+  assert row["example"] == wrong.record
+  assert wrong not in [*summary.lowest, *summary.highest, *summary.median]
+  page = report.write_report(tmp_path / "a.html", summary).read_text()
+  assert "<header><b>Wrong name: heart</b>" in page
+  assert 'heart <b class="missed">left out</b>' in page
+  assert 'liver <b class="missed">not in the image</b>' in page
+
+
 def test_page_holds_boxes_and_descriptions(summary, page):
   text = " ".join(_parse(page).text)
   assert f"{summary.tables['box_ap']['ap75']:.3f}" in text
