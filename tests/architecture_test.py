@@ -3,7 +3,6 @@
 import ast
 from importlib import metadata
 import pathlib
-import warnings
 
 import imports
 import pytest
@@ -88,8 +87,7 @@ def test_no_room_fills_a_fifth_of_the_house():
     size[imports.room(path)] += _lines(path)
   house = sum(size.values())
   for room, lines in size.items():
-    if lines > house / 5:
-      warnings.warn(f"{room}: {lines} of {house} lines", stacklevel=1)
+    assert lines <= house / 5, f"{room}: {lines} of {house} lines"
 
 
 def test_helpers_of_tests_hide_no_package():
