@@ -80,19 +80,19 @@ def _ways(blur: float, rounds: int) -> str:
   random = np.random.default_rng(1)
   noise_IJ = cv2.GaussianBlur(random.normal(size=(SIDE, SIDE)), (0, 0), blur)
   masks = noise_IJ > 0, cv2.GaussianBlur(noise_IJ, (0, 0), 3) > 0
-  pred_PA, ref_PA = (np.argwhere(surfaces.surface(mask)) for mask in masks)
+  pred_AP, ref_AP = (np.argwhere(surfaces.surface(mask)).T for mask in masks)
   spacing_A = np.array(SPACING_IJ)
   least = {}
   for _ in range(rounds):
     for way in (surfaces._by_tree, surfaces._by_transform):
       seconds, _ = _timed(
         lambda way=way: (
-          way(pred_PA, ref_PA, spacing_A),
-          way(ref_PA, pred_PA, spacing_A),
+          way(pred_AP, ref_AP, spacing_A),
+          way(ref_AP, pred_AP, spacing_A),
         )
       )
       least[way] = min(seconds, least.get(way, seconds))
-  elements = SIDE**2 / (len(pred_PA) + len(ref_PA))
+  elements = SIDE**2 / (pred_AP.shape[1] + ref_AP.shape[1])
   times = " | ".join(f"{1e3 * seconds:.0f} ms" for seconds in least.values())
   return f"| {elements:.1f} | {times} |"
 

@@ -129,6 +129,23 @@ def test_dense_and_far_apart():
   assert found.within[0] == sum((side <= 11).sum() for side in sides) > 0
 
 
+@pytest.mark.parametrize("place", [0, 1, 31, 76])
+def test_few_are_near_among_many_that_are_far(place):
+  """Whether steps are worth trying is asked of every other one of them."""
+  pred_IJ, ref_IJ = np.zeros((2, 30, 80), bool)
+  pred_IJ[2, 1:78], ref_IJ[27, 1:78] = True, True
+  assert pred_IJ.sum() > surfaces.SOME
+  ref_IJ[3, 1 + place] = True
+  found = surfaces.compare(pred_IJ, ref_IJ, [1, 5])
+  sides = plain(pred_IJ, ref_IJ, (1, 1))
+  assert found.hd95 == max(np.percentile(side, 95) for side in sides)
+  assert found.within == tuple(
+    sum(int((side <= tolerance).sum()) for side in sides)
+    for tolerance in (1, 5)
+  )
+  assert found.within[0] > 0
+
+
 def test_spacing_scales_lengths():
   pred, ref, _ = random_case(3)
   one = surfaces.compare(pred, ref, [1, 2], [1] * pred.ndim)
