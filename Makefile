@@ -20,8 +20,9 @@ NODE_PACKAGES := .cache/page
 demo: $(READY)
 	$(RUN) rcmed_jax demo
 
+# Each process takes a half of the files, so that few share a module's fixtures.
 test: $(READY) $(REFERENCE) $(COMPILER) $(LAUNCH) $(BROWSING)
-	$(RUN) pytest -n $(JOBS) --cov=rcmed_jax --cov-fail-under=85
+	$(RUN) pytest -n $(JOBS) --dist worksteal --cov=rcmed_jax --cov-fail-under=85
 	$(MAKE) lint
 
 # pytest leaves with 5 where it found no test.

@@ -6,6 +6,7 @@ test live in the same world, and tests without jax stay free of it.
 
 import os
 import pathlib
+import signal
 
 import pytest
 
@@ -29,6 +30,11 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache/jax"))
 # Toy programs compile in less than the default second, but there are many.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+# A shell that starts the tests with & has their children ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
