@@ -75,6 +75,7 @@ def _train(index, workdir, start, *more) -> int:
   )
 
 
+@pytest.mark.heavy
 def test_low_rank_updates_train_on_converted_weights_and_leave(
   converted, index, tmp_path
 ):
