@@ -9,7 +9,7 @@ from rcmed_jax.apps.sweep_cells import Task
 from rcmed_jax.apps.sweep_file import Sweep
 from rcmed_jax.data import files
 from rcmed_jax.eval import sweep_report, sweep_text
-from rcmed_jax.parallel import hosts
+from rcmed_jax.parallel import faults
 
 
 def main(argv: Sequence[str]) -> int:
@@ -66,8 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     "begun goes on.",
     epilog="Settings of all cells: --config.section.key=value ... Sweeps: "
     f"{', '.join(sweep_file.available())}. Exit codes: 0 all finished; 1 some "
-    f"failed; 2 bad input; {hosts.STOPPED} stopped by SIGTERM, 130 by Ctrl-C: "
-    "the same command goes on.",
+    f"failed; 2 bad input; {faults.STOPPED} stopped by SIGTERM, 130 by Ctrl-C, "
+    f"{faults.UNREACHED} a bucket did not answer: the same command goes on.",
   )
   parser.add_argument("--sweep", required=True, metavar="FILE[:VARIANT]")
   parser.add_argument(

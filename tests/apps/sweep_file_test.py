@@ -1,8 +1,10 @@
 import pathlib
+import re
 
+import imports
 import pytest
 
-from rcmed_jax.apps import sweep_file
+from rcmed_jax.apps import sweep_cells, sweep_file
 
 BASE = {"config": "configs/demo.py:tiny"}
 FILE = """
@@ -104,3 +106,18 @@ def test_shipped_sweeps_are_found_from_anywhere(tmp_path, monkeypatch):
     *("attention", "correlation", "descriptions", "encoder", "lora"),
     "prompts",
   }
+
+
+def test_the_page_of_sweeps_lists_all_and_its_example_is_one(tmp_path):
+  text = (imports.ROOT / "docs/sweeps.md").read_text()
+  listed = re.findall(r"^\| `(\w+\.py)` \|", text, re.MULTILINE)
+  there = [pathlib.Path(name).name for name in sweep_file.available()]
+  assert sorted(listed) == there
+  (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+  (tmp_path / "mine.py").write_text(example)
+  found = sweep_file.load(str(tmp_path / "mine.py"))
+  tasks = sweep_cells.tasks(found, tmp_path, seeds=1, index="/train.json")
+  assert [task.cell for task in tasks] == [
+    *("rank=4+learning_rate=0.0001", "rank=4+learning_rate=0.0003"),
+    *("rank=16+learning_rate=0.0001", "rank=16+learning_rate=0.0003"),
+  ]
