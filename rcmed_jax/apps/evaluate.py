@@ -12,10 +12,17 @@ from etils import epath
 import jax
 import tqdm
 
-from rcmed_jax.apps import answering, processes, provenance, runs, settings
+from rcmed_jax.apps import (
+  answering,
+  manifest,
+  processes,
+  provenance,
+  runs,
+  settings,
+)
 from rcmed_jax.data import checks, files, records
 from rcmed_jax.eval import evaluate as evaluation
-from rcmed_jax.eval import presence, report, temperature
+from rcmed_jax.eval import external, presence, report, temperature
 from rcmed_jax.eval.rows import Quarantined
 from rcmed_jax.parallel import hosts
 from rcmed_jax.serve.assistant import Assistant
@@ -67,6 +74,7 @@ def main(argv: Sequence[str]) -> int:
         **answering.weights(args),
       ),
       chosen=None if args.calibrate else kept_threshold(fitted, args.split),
+      trained_on=manifest.trained_on(workdir),
       rejected=quarantine.rows(args.index),
       calibrate=fitted if args.calibrate else None,
       made=provenance.made(
@@ -202,6 +210,7 @@ def evaluate(
   training: str | os.PathLike[str] | None,
   model: str = "",
   chosen: presence.Chosen | None = None,
+  trained_on: external.Training | None = None,
   rejected: Sequence[Quarantined] = (),
   calibrate: pathlib.Path | None = None,
   made: Mapping[str, Any] | None = None,
@@ -215,6 +224,7 @@ def evaluate(
     training: the run whose curves the page shows; None: it was elsewhere.
     model: what answers, so that scores of two models are never mixed.
     chosen: the threshold of presence, chosen on another split.
+    trained_on: what the weights met; None: it is not known.
     rejected: what the index holds besides the items.
     calibrate: where the temperature goes that is fitted to the scores; None:
       none is.
@@ -248,6 +258,7 @@ def evaluate(
     barrier=functools.partial(hosts.barrier, "evaluated"),
     most_targets=told.data.max_targets,
     chosen=chosen,
+    training=trained_on,
     rejected=rejected,
     finish=finish,
   )

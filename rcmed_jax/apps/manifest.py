@@ -21,6 +21,7 @@ import jax
 import rcmed_jax
 from rcmed_jax.apps import settings
 from rcmed_jax.data import files, mixture, records, shards
+from rcmed_jax.eval import external
 from rcmed_jax.ingest.volumes import windows
 
 RUN = "run.json"
@@ -74,6 +75,7 @@ def add_start(
     "code": _code(),
     "versions": _versions(),
     "data": _data(told),
+    "datasets": _datasets(items),
     "tasks": _tasks(items),
     "windows": _windows(items),
     "seeds": {"train": told.train.seed, "data": told.data.seed},
@@ -101,6 +103,30 @@ def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
       f"{path} does not list the starts of a run; delete it to begin a new "
       "list."
     ) from error
+
+
+def trained_on(workdir: str | os.PathLike[str]) -> external.Training | None:
+  """What a run's weights have met, in this run and those that it began from.
+
+  None: no start tells it, or these are weights from elsewhere.
+  """
+  datasets: set[str] = set()
+  unknown: list[str] = []
+  waiting, seen = [str(workdir)], set[str]()
+  while waiting:
+    folder = waiting.pop()
+    if folder in seen:
+      continue
+    seen.add(folder)
+    starts = read(folder)
+    if not starts or any("datasets" not in entry for entry in starts):
+      unknown.append(folder)
+    for entry in starts:
+      datasets.update(entry.get("datasets", ()))
+      waiting += filter(None, (entry["from"],))
+  if not datasets:
+    return None
+  return external.Training(frozenset(datasets), tuple(sorted(unknown)))
 
 
 def _code() -> dict[str, Any] | None:
@@ -149,6 +175,10 @@ def _data(told: settings.Settings) -> Mapping[str, str]:
   names = [name for name, _ in told.data.mixture] or [told.data.index]
   names += filter(None, (told.data.descriptions, told.data.validation))
   return {str(name): _digest(str(name)) for name in names}
+
+
+def _datasets(items: Sequence[records.Sample]) -> list[str]:
+  return sorted({dataset for dataset, _ in mixture.class_table(items)})
 
 
 def _tasks(items: Sequence[records.Sample]) -> Mapping[str, Sequence[str]]:

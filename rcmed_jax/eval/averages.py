@@ -1,7 +1,7 @@
 """From rows to averages: by any group, and of what was named unasked."""
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import itertools
 from typing import Any
@@ -10,7 +10,9 @@ import numpy as np
 
 from rcmed_jax.eval import resampling
 from rcmed_jax.eval.metrics import mean, share
+from rcmed_jax.eval.registry import Registry
 from rcmed_jax.eval.rows import MaskScore, Named
+from rcmed_jax.eval.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,6 +81,47 @@ def aggregate(
   return {key: _row(groups[key], *drawn.interval(key)) for key in drawn.groups}
 
 
+def by_task(
+  scores: Sequence[MaskScore], *, draws: int, seed: int
+) -> dict[Task, dict[str, Any]]:
+  """Returns the fields of one `Aggregate` a task; arguments as `aggregate`."""
+  rows = aggregate(scores, lambda score: score.task, draws=draws, seed=seed)
+  return {task: dataclasses.asdict(row) for task, row in rows.items()}
+
+
+def by_group(
+  tasks: Mapping[Task, Mapping[str, Any]], registry: Registry
+) -> dict[str, dict[str, dict[str, Any]]]:
+  """Grouping -> group -> the mean over its tasks that have the number."""
+  return {
+    grouping: {
+      group: {
+        "tasks": len(members),
+        "masks": sum(tasks[task]["masks"] for task in members),
+        **{
+          name: _mean_of(tasks[task][name] for task in members)
+          for name in ("dice", "iou", "nsd_mm", "nsd_px")
+        },
+      }
+      for group, members in groups.items()
+    }
+    for grouping, groups in registry.groups(tasks).items()
+  }
+
+
+def macro_interval(
+  scores: Sequence[MaskScore], *, draws: int, seed: int
+) -> resampling.Interval:
+  """Returns the 95% interval of the mean Dice over tasks."""
+  return resampling.resample(
+    [score.counts.dice for score in scores],
+    [score.record for score in scores],
+    [score.task for score in scores],
+    draws=draws,
+    seed=seed,
+  ).macro()
+
+
 def recognition(answers: Sequence[Named]) -> Recognition:
   """Returns how well open answers name what is in the images.
 
@@ -142,6 +185,12 @@ def _row(
     dice_low=low,
     dice_high=high,
   )
+
+
+def _mean_of(values: Iterable[float | None]) -> float | None:
+  """Returns the mean of what is there; None where nothing is."""
+  there = [value for value in values if value is not None]
+  return mean(there) if there else None
 
 
 def _in(

@@ -18,6 +18,7 @@ from rcmed_jax.data import mixture
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.data.records import Sample, Triplet
 from rcmed_jax.eval import (
+  external,
   ledger,
   outputs,
   overlays,
@@ -63,6 +64,7 @@ def evaluate(
   barrier: Callable[[], None] = lambda: None,
   most_targets: int = 0,
   chosen: presence.Chosen | None = None,
+  training: external.Training | None = None,
   rejected: Sequence[Quarantined] = (),
   finish: Callable[[Summary], None] = lambda _: None,
 ) -> Summary | None:
@@ -86,6 +88,7 @@ def evaluate(
     most_targets: masks in one answer, so that no question names more classes;
       0: any number.
     chosen: the threshold of presence, chosen on another split.
+    training: what the weights were trained on; None: it is not known.
     rejected: what the index holds besides its records; counted and listed with
       the records that cannot be read.
     finish: makes what else is made of the summary; the scores put down are
@@ -134,7 +137,7 @@ def evaluate(
   tally = Tally(quarantine=list(rejected))
   tally.extend(scores.tally(count))
   result = summary.summarize(
-    tally, config, split, gallery, world.registry, chosen
+    tally, config, split, gallery, world.registry, chosen, training
   )
   counts = {"in the index": len(index), "asked about": len(evaluated)}
   how = {**(made or {}), "records": counts}

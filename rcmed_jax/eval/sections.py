@@ -131,6 +131,7 @@ def averages(summary: Summary) -> str:
     + tables.fold("By class", group("Class", "by_class"))
     + tables.fold("By dataset", group("Dataset", "by_dataset"))
     + sections_trust.groups(summary)
+    + sections_trust.external(summary)
   )
 
 

@@ -1,5 +1,6 @@
 """Sections of the report on what to trust: confidences, words, instances."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rcmed_jax.eval import charts, tables
@@ -12,6 +13,11 @@ KINDS = {
   "number": "Singular or plural",
   "case": "Upper and lower case",
   "typo": "One wrong letter",
+}
+GROUPINGS = {
+  "region": "By region of the body",
+  "kind": "By kind of target",
+  "cancer": "By type of cancer",
 }
 
 
@@ -158,12 +164,39 @@ def descriptions(summary: Summary) -> str:
 
 def groups(summary: Summary) -> str:
   """Returns means over tasks that belong together."""
-  found: dict[str, Any] = summary.tables["by_group"]
-  titles = {
-    "region": "By region of the body",
-    "kind": "By kind of target",
-    "cancer": "By type of cancer",
-  }
+  return _groups(summary.tables["by_group"])
+
+
+def external(summary: Summary) -> str:
+  """Returns the scores of data sets that the weights never met."""
+  found = summary.tables["external"]
+  if found is None:
+    return ""
+  interval = tables.interval(found["dice_low"], found["dice_high"])
+  text = (
+    f"Data sets that the run did not train on: {', '.join(found['datasets'])}; "
+    f"{found['images']} images, {found['tasks']} tasks. Means over tasks."
+  )
+  if found["unknown"]:
+    text += (
+      " What the weights met before is not known: it began from "
+      f"{', '.join(found['unknown'])}."
+    )
+  return (
+    "<h3>External validation</h3>"
+    + tables.lead(text)
+    + tables.pairs(
+      ["Measure", "Value"],
+      [
+        (f"Dice, 95% interval {interval}", found["dice"]),
+        ("IoU", found["iou"]),
+      ],
+    )
+    + _groups(found["by_group"])
+  )
+
+
+def _groups(found: Mapping[str, Any]) -> str:
   means = ("tasks", "masks", "dice", "iou", "nsd_mm", "nsd_px")
   return "".join(
     tables.fold(
@@ -176,6 +209,6 @@ def groups(summary: Summary) -> str:
         ],
       ),
     )
-    for grouping, title in titles.items()
+    for grouping, title in GROUPINGS.items()
     if found[grouping]
   )

@@ -13,12 +13,12 @@ from rcmed_jax.eval import (
   boxes,
   changed,
   confidence,
+  external,
   failures,
   instances,
   metrics,
   negatives,
   presence,
-  resampling,
   wording,
 )
 from rcmed_jax.eval.overlays import Gallery, Sample
@@ -63,12 +63,14 @@ def summarize(
   gallery: Gallery,
   registry: Registry,
   chosen: presence.Chosen | None = None,
+  training: external.Training | None = None,
 ) -> Summary:
   """Returns the tables of a split.
 
   Args:
     registry: which tasks belong together.
     chosen: the threshold from which a class counts as found, of another split.
+    training: what the weights were trained on; None: it is not known.
 
   Raises:
     ValueError: not a single mask was scored.
@@ -79,7 +81,7 @@ def summarize(
       f"split {split!r}: no mask could be scored; {tally.images} images were "
       f"read and {len(tally.quarantine)} quarantined. Repair the data.{reasons}"
     )
-  tables = _tables(tally, config, split, registry)
+  tables = _tables(tally, config, split, registry, training)
   tables["presence"] = there = confidence.presence_table(tally, chosen)
   macro = tables["macro"]
   found = tables["recognition"]
@@ -105,20 +107,23 @@ def summarize(
 
 
 def _tables(
-  tally: Tally, config: EvalConfig, split: str, registry: Registry
+  tally: Tally,
+  config: EvalConfig,
+  split: str,
+  registry: Registry,
+  training: external.Training | None,
 ) -> dict[str, Any]:
   """Returns what summary--<split>.json holds."""
   masks = tally.masks
+  drawn = {"draws": config.bootstrap, "seed": config.seed}
 
   def table(by: Callable[[MaskScore], Any]) -> dict[Any, dict[str, Any]]:
-    rows = averages.aggregate(
-      masks, by, draws=config.bootstrap, seed=config.seed
-    )
+    rows = averages.aggregate(masks, by, **drawn)
     return {key: dataclasses.asdict(row) for key, row in rows.items()}
 
-  by_task = table(lambda score: score.task)
+  by_task = averages.by_task(masks, **drawn)
   overall = table(lambda score: split)[split]
-  low, high = _macro_interval(masks, config)
+  low, high = averages.macro_interval(masks, **drawn)
   names = _names(masks)
   return {
     "split": split,
@@ -153,7 +158,8 @@ def _tables(
       }
       for task, row in by_task.items()
     ],
-    "by_group": _groups(by_task, registry),
+    "by_group": averages.by_group(by_task, registry),
+    "external": external.table(masks, training, registry, config),
     "box_ap": _box_ap(tally),
     "instances": _instances(masks),
     "by_class": table(lambda score: score.name),
@@ -185,48 +191,9 @@ def _median(masks: Sequence[MaskScore]) -> float:
   return statistics.median(map(metrics.mean, images.values()))
 
 
-def _macro_interval(
-  masks: Sequence[MaskScore], config: EvalConfig
-) -> resampling.Interval:
-  """Returns the 95% interval of the mean Dice over tasks."""
-  return resampling.resample(
-    [score.counts.dice for score in masks],
-    [score.record for score in masks],
-    [score.task for score in masks],
-    draws=config.bootstrap,
-    seed=config.seed,
-  ).macro()
-
-
 def _histogram(values: Iterable[float]) -> list[int]:
   """Returns how many values lie in each twentieth of 0..1."""
   return np.histogram(list(values), bins=20, range=(0, 1))[0].tolist()
-
-
-def _groups(
-  by_task: Mapping[Task, Mapping[str, Any]], registry: Registry
-) -> dict[str, dict[str, dict[str, Any]]]:
-  """Grouping -> group -> the mean over its tasks that have the number."""
-  return {
-    grouping: {
-      group: {
-        "tasks": len(tasks),
-        "masks": sum(by_task[task]["masks"] for task in tasks),
-        **{
-          name: _mean_of(by_task[task][name] for task in tasks)
-          for name in ("dice", "iou", "nsd_mm", "nsd_px")
-        },
-      }
-      for group, tasks in groups.items()
-    }
-    for grouping, groups in registry.groups(by_task).items()
-  }
-
-
-def _mean_of(values: Iterable[float | None]) -> float | None:
-  """Returns the mean of what is there; None where nothing is."""
-  there = [value for value in values if value is not None]
-  return metrics.mean(there) if there else None
 
 
 def _box_ap(tally: Tally) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 import rcmed_jax
 from rcmed_jax.apps import manifest, predict_tasks, settings
 from rcmed_jax.data import mixture, shards
+from rcmed_jax.eval import external
 
 
 @pytest.fixture
@@ -62,6 +63,33 @@ def test_tasks_are_there_where_the_data_is_gone(told, tmp_path):
     "X-Ray": ("heart", "lung", "rib"),
     "pet": (),
   }
+
+
+def test_what_weights_met_goes_back_to_the_first_run(told, tmp_path):
+  first, second, old = (tmp_path / name for name in ("first", "second", "old"))
+  for folder in (first, second, old):
+    folder.mkdir()
+  assert manifest.trained_on(first) is None
+
+  def items(dataset):
+    return [
+      types.SimpleNamespace(dataset=dataset, modality="pet", classes=("heart",))
+    ]
+
+  manifest.add_start(first, told, [], items=items("a"))
+  manifest.add_start(first, told, [], items=items("b"))  # it went on with it
+  manifest.add_start(second, told, [], items=items("c"), source=str(first))
+  found = manifest.trained_on(second)
+  assert found == external.Training(frozenset("abc"))
+  manifest.add_start(first, told, [], items=items("a"), source="converted")
+  found = manifest.trained_on(second)
+  assert found == external.Training(frozenset("abc"), ("converted",))
+
+  # Of a run from before data sets were written, none is known.
+  entry = manifest.add_start(old, told, [])
+  del entry["datasets"]
+  (old / manifest.RUN).write_text(json.dumps({"starts": [entry]}))
+  assert manifest.trained_on(old) is None
 
 
 def test_the_windows_of_built_sets_are_kept(told, tmp_path):
