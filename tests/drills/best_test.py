@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from rcmed_jax.apps import answering
+from rcmed_jax.apps import answering, provenance
 from rcmed_jax.data import phantoms
 from rcmed_jax.train import checkpoints
 
@@ -50,7 +50,7 @@ def test_the_best_is_the_same_and_can_be_asked(
     assert saved.best() == best
     assert saved.all_steps() == sorted({best, second, drilling.STEPS})
     wanted = saved.weights(step=best)
-  assert f"step {best}, weights " in answering.identity(torn, best=True)
+  assert f"step {best}, weights " in provenance.identity(torn, best=True)
   monkeypatch.setattr(
     answering, "make_assistant", lambda model, *_, **__: model
   )
