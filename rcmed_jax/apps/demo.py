@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     out,
     split="test",
     training=workdir,
-    trained_on=manifest.trained_on(workdir),
+    trained_on=provenance.trained_on(workdir),
     made=provenance.made(workdir, index),
   )
   assert summary  # of the only process

@@ -14,7 +14,6 @@ import tqdm
 
 from rcmed_jax.apps import (
   answering,
-  manifest,
   processes,
   provenance,
   runs,
@@ -74,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
         **answering.weights(args),
       ),
       chosen=None if args.calibrate else kept_threshold(fitted, args.split),
-      trained_on=manifest.trained_on(workdir),
+      trained_on=provenance.trained_on(workdir),
       rejected=quarantine.rows(args.index),
       calibrate=fitted if args.calibrate else None,
       made=provenance.made(

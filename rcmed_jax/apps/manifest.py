@@ -21,7 +21,6 @@ import jax
 import rcmed_jax
 from rcmed_jax.apps import settings
 from rcmed_jax.data import files, mixture, records, shards
-from rcmed_jax.eval import external
 from rcmed_jax.ingest.volumes import windows
 
 RUN = "run.json"
@@ -103,30 +102,6 @@ def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
       f"{path} does not list the starts of a run; delete it to begin a new "
       "list."
     ) from error
-
-
-def trained_on(workdir: str | os.PathLike[str]) -> external.Training | None:
-  """What a run's weights have met, in this run and those that it began from.
-
-  None: no start tells it, or these are weights from elsewhere.
-  """
-  datasets: set[str] = set()
-  unknown: list[str] = []
-  waiting, seen = [str(workdir)], set[str]()
-  while waiting:
-    folder = waiting.pop()
-    if folder in seen:
-      continue
-    seen.add(folder)
-    starts = read(folder)
-    if not starts or any("datasets" not in entry for entry in starts):
-      unknown.append(folder)
-    for entry in starts:
-      datasets.update(entry.get("datasets", ()))
-      waiting += filter(None, (entry["from"],))
-  if not datasets:
-    return None
-  return external.Training(frozenset(datasets), tuple(sorted(unknown)))
 
 
 def _code() -> dict[str, Any] | None:

@@ -12,9 +12,9 @@ import flax
 import jax
 
 import rcmed_jax
-from rcmed_jax.apps import runs, settings
+from rcmed_jax.apps import manifest, runs, settings
 from rcmed_jax.convert import store
-from rcmed_jax.eval import temperature
+from rcmed_jax.eval import external, temperature
 from rcmed_jax.eval.protocols import EvalConfig
 from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.train import checkpoints
@@ -103,6 +103,30 @@ def identity(
       words.append(f"{path.name} {_short(path.read_bytes())}")
   words += ["averaged"] * averaged + ["int8"] * in_int8
   return ", ".join(words)
+
+
+def trained_on(workdir: str | os.PathLike[str]) -> external.Training | None:
+  """What a run's weights have met, in this run and those that it began from.
+
+  None: no start tells it, or these are weights from elsewhere.
+  """
+  datasets: set[str] = set()
+  unknown: list[str] = []
+  waiting, seen = [str(workdir)], set[str]()
+  while waiting:
+    folder = waiting.pop()
+    if folder in seen:
+      continue
+    seen.add(folder)
+    starts = manifest.read(folder)
+    if not starts or any("datasets" not in entry for entry in starts):
+      unknown.append(folder)
+    for entry in starts:
+      datasets.update(entry.get("datasets", ()))
+      waiting += filter(None, (entry["from"],))
+  if not datasets:
+    return None
+  return external.Training(frozenset(datasets), tuple(sorted(unknown)))
 
 
 def _origin(

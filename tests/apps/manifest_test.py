@@ -6,7 +6,7 @@ import jax
 import pytest
 
 import rcmed_jax
-from rcmed_jax.apps import manifest, predict_tasks, settings
+from rcmed_jax.apps import manifest, predict_tasks, provenance, settings
 from rcmed_jax.data import mixture, shards
 from rcmed_jax.eval import external
 
@@ -69,7 +69,7 @@ def test_what_weights_met_goes_back_to_the_first_run(told, tmp_path):
   first, second, old = (tmp_path / name for name in ("first", "second", "old"))
   for folder in (first, second, old):
     folder.mkdir()
-  assert manifest.trained_on(first) is None
+  assert provenance.trained_on(first) is None
 
   def items(dataset):
     return [
@@ -79,17 +79,17 @@ def test_what_weights_met_goes_back_to_the_first_run(told, tmp_path):
   manifest.add_start(first, told, [], items=items("a"))
   manifest.add_start(first, told, [], items=items("b"))  # it went on with it
   manifest.add_start(second, told, [], items=items("c"), source=str(first))
-  found = manifest.trained_on(second)
+  found = provenance.trained_on(second)
   assert found == external.Training(frozenset("abc"))
   manifest.add_start(first, told, [], items=items("a"), source="converted")
-  found = manifest.trained_on(second)
+  found = provenance.trained_on(second)
   assert found == external.Training(frozenset("abc"), ("converted",))
 
   # Of a run from before data sets were written, none is known.
   entry = manifest.add_start(old, told, [])
   del entry["datasets"]
   (old / manifest.RUN).write_text(json.dumps({"starts": [entry]}))
-  assert manifest.trained_on(old) is None
+  assert provenance.trained_on(old) is None
 
 
 def test_the_windows_of_built_sets_are_kept(told, tmp_path):
