@@ -12,13 +12,7 @@ from etils import epath
 import jax
 import tqdm
 
-from rcmed_jax.apps import (
-  answering,
-  processes,
-  provenance,
-  runs,
-  settings,
-)
+from rcmed_jax.apps import answering, processes, provenance, runs, settings
 from rcmed_jax.data import checks, files, records
 from rcmed_jax.eval import evaluate as evaluation
 from rcmed_jax.eval import external, presence, report, temperature

@@ -65,6 +65,7 @@ def add_start(
   path = epath.Path(workdir) / RUN
   starts = read(workdir)
   text = settings.to_json(told)
+  classes = mixture.class_table(items)
   entry = {
     "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "command": ["rcmed", *command],
@@ -74,8 +75,8 @@ def add_start(
     "code": _code(),
     "versions": _versions(),
     "data": _data(told),
-    "datasets": _datasets(items),
-    "tasks": _tasks(items),
+    "datasets": sorted({dataset for dataset, _ in classes}),
+    "tasks": _tasks(classes),
     "windows": _windows(items),
     "seeds": {"train": told.train.seed, "data": told.data.seed},
     "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -152,14 +153,12 @@ def _data(told: settings.Settings) -> Mapping[str, str]:
   return {str(name): _digest(str(name)) for name in names}
 
 
-def _datasets(items: Sequence[records.Sample]) -> list[str]:
-  return sorted({dataset for dataset, _ in mixture.class_table(items)})
-
-
-def _tasks(items: Sequence[records.Sample]) -> Mapping[str, Sequence[str]]:
+def _tasks(
+  classes: Mapping[tuple[str, str], Sequence[str]],
+) -> Mapping[str, Sequence[str]]:
   """Modality -> its classes: the data may be gone where the run answers."""
   found: dict[str, set[str]] = {}
-  for (_, modality), names in mixture.class_table(items).items():
+  for (_, modality), names in classes.items():
     found.setdefault(modality, set()).update(names)
   return {modality: sorted(found[modality]) for modality in sorted(found)}
 

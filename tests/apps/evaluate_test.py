@@ -9,13 +9,7 @@ import optax
 import pytest
 
 from rcmed_jax import cli
-from rcmed_jax.apps import (
-  answering,
-  evaluate,
-  provenance,
-  runs,
-  settings,
-)
+from rcmed_jax.apps import answering, evaluate, provenance, runs, settings
 from rcmed_jax.data import phantoms
 from rcmed_jax.train import checkpoints
 from rcmed_jax.train import step as steps
