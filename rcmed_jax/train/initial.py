@@ -8,17 +8,12 @@ from flax import nnx
 import jax
 import numpy as np
 
-from rcmed_jax import axes
-from rcmed_jax.parallel import rules
 from rcmed_jax.train import reading
 from rcmed_jax.train import step as steps
 
-# Which axis of which weights is the vocabulary, as the model names them.
-_VOCABULARY = {"language.embedding": 0, "language.head.kernel": 1}
-
 
 def with_weights(
-  state: steps.TrainState, arrays: Mapping[str, Any]
+  state: steps.TrainState, arrays: Mapping[str, Any], shapes: steps.Arrays
 ) -> steps.TrainState:
   """The state, its weights replaced by those that are given.
 
@@ -29,12 +24,15 @@ def with_weights(
   Args:
     state: fresh, from `steps.init_state`.
     arrays: by dotted path; read when converted by `np.asarray`, or `placed`.
+    shapes: the model's own, as `steps.shapes`; an array has these, or those of
+      the state, which are filled up.
 
   Raises:
     ValueError: an array has no place in the model, or another shape, or is not
       what was saved.
   """
   left = dict(arrays)
+  own = nnx.traversals.flatten_mapping(shapes)
 
   def replaced(weights: steps.Arrays) -> steps.Arrays:
     flat = nnx.traversals.flatten_mapping(weights)
@@ -43,10 +41,10 @@ def with_weights(
       if name not in left:
         continue
       array = left.pop(name)
-      if not _fits(name, array.shape, leaf.shape):
+      if array.shape not in (own[path].shape, leaf.shape):
         raise ValueError(
           f"{name}: the weights have shape {array.shape}, the model "
-          f"{leaf.shape}; give the model the sizes of its weights."
+          f"{own[path].shape}; give the model the sizes of its weights."
         )
       if isinstance(array, reading.Stored) and array.shape == leaf.shape:
         flat[path] = array.placed(leaf.sharding).astype(leaf.dtype)
@@ -68,18 +66,3 @@ def with_weights(
       "weights were made with."
     )
   return found
-
-
-def _fits(name: str, shape: tuple[int, ...], held: tuple[int, ...]) -> bool:
-  """Whether `held` is the shape itself, or filled up as `rules.padded` does.
-
-  That fills up the vocabulary alone: another axis is as long as it is.
-  """
-  if shape == held:
-    return True
-  axis = _VOCABULARY.get(name)
-  if axis is None or len(shape) != len(held):
-    return False
-  filled = list(shape)
-  filled[axis] += -shape[axis] % rules.MULTIPLES[axes.VOCAB]
-  return tuple(filled) == held

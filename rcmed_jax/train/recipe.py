@@ -63,4 +63,6 @@ class Recipe:
     state = steps.init_state(
       layout, self.model, self.optimizer, self._rule, self.train.seed
     )
-    return state if weights is None else initial.with_weights(state, weights)
+    if weights is None:
+      return state
+    return initial.with_weights(state, weights, steps.shapes(self.model))

@@ -135,12 +135,17 @@ def unpadded(
   weights: Arrays, model_config: model_configs.ModelConfig
 ) -> Arrays:
   """Weights of a training state, all of them, in the model's own shapes."""
-  model = nnx.eval_shape(lambda: rcmed.RCMed(model_config, rngs=nnx.Rngs(0)))
   return jax.tree.map(
     lambda held, own: rules.resized(held, own.shape),
     weights,
-    nnx.to_pure_dict(nnx.state(model)),
+    shapes(model_config),
   )
+
+
+def shapes(model_config: model_configs.ModelConfig) -> Arrays:
+  """A model's weights in its own shapes, as jax.ShapeDtypeStruct."""
+  model = nnx.eval_shape(lambda: rcmed.RCMed(model_config, rngs=nnx.Rngs(0)))
+  return nnx.to_pure_dict(nnx.state(model))
 
 
 def make_train_step(

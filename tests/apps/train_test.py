@@ -185,15 +185,26 @@ def _state():
   )
 
 
+def _with_weights(given):
+  """Of a model with a vocabulary of 96, which the state fills up to 128."""
+  state = _state()
+  own = {**state.trainable, **state.frozen}
+  own["language"] = {"head": {"kernel": np.ones((4, 96))}}
+  return initial.with_weights(state, given, own)
+
+
 def test_weights_take_the_dtype_and_place_of_the_state_s_own():
   given = {"body.kernel": np.float32([2, 3])}
-  found = initial.with_weights(_state(), given)
+  found = _with_weights(given)
   assert found.frozen["body"]["kernel"].dtype == "bfloat16"
   assert found.frozen["body"]["kernel"].tolist() == [2, 3]
   assert not found.trainable["head"]["kernel"].any()
   given = {"language.head.kernel": np.full((4, 96), 2.0)}
-  head = initial.with_weights(_state(), given).frozen["language"]["head"]
+  head = _with_weights(given).frozen["language"]["head"]
   assert (head["kernel"].sum(), head["kernel"][:, 96:].sum()) == (4 * 96 * 2, 0)
+  given = {"language.head.kernel": np.full((4, 128), 2.0)}  # of another run
+  head = _with_weights(given).frozen["language"]["head"]
+  assert head["kernel"].sum() == 4 * 128 * 2
 
 
 @pytest.mark.parametrize(
@@ -205,10 +216,12 @@ def test_weights_take_the_dtype_and_place_of_the_state_s_own():
     ({"wide.kernel": np.zeros((96, 64))}, r"shape \(96, 64\), the model"),
     (
       {"language.head.kernel": np.zeros((3, 96))},
-      r"shape \(3, 96\), the model",
+      r"shape \(3, 96\), the model \(4, 96\)",
     ),
+    # Tokens that it lacks would have no embedding.
+    ({"language.head.kernel": np.zeros((4, 90))}, "shape"),
   ],
 )
 def test_weights_of_another_model_are_refused(given, said):
   with pytest.raises(ValueError, match=said):
-    initial.with_weights(_state(), given)
+    _with_weights(given)

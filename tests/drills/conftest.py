@@ -9,12 +9,12 @@ import signal
 import drilling
 import jax
 import pytest
+import trained_once
 
 from rcmed_jax import cli
 from rcmed_jax.data import phantoms
 from rcmed_jax.parallel import hosts
 from rcmed_jax.parallel import mesh as meshes
-from rcmed_jax.train import step as steps
 
 
 @pytest.fixture(scope="session")
@@ -43,22 +43,11 @@ def afresh(data):
 @pytest.fixture(scope="session")
 def go_on(afresh):
   """The same, for runs whose step is one: it is compiled once for all."""
-  made = {}
-
-  def remembered(name):
-    original = getattr(steps, name)
-
-    def once(*args, **kwargs):
-      if name not in made:
-        made[name] = original(*args, **kwargs)
-      return made[name]
-
-    return once
+  parts = trained_once.Parts()
 
   def run(workdir, *more) -> int:
     with pytest.MonkeyPatch.context() as patch:
-      for name in ("make_layout", "make_train_step"):
-        patch.setattr(steps, name, remembered(name))
+      parts.put(patch)
       return afresh(workdir, *more)
 
   return run

@@ -190,6 +190,8 @@ def test_a_fault_of_the_assistant_is_this_request_s_alone(at):
   assert codes == [500 if n == 3 else 200 for n in range(8)]
   assert "memory" not in replies[3].text
   assert replies[3].json()["error"]["type"] == "server_error"
+  # It is written behind the answer.
+  served.until(lambda: any("fault" in line for line in at.log))
   (fault,) = [line["fault"] for line in at.log if "fault" in line]
   assert fault.startswith("RuntimeError in stream")
 

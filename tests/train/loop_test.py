@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 import toy
+import trained_once
 
 from rcmed_jax.model import rcmed
 from rcmed_jax.parallel import hosts
@@ -17,7 +18,6 @@ from rcmed_jax.parallel import mesh as meshes
 from rcmed_jax.train import bad_batches, loop, losses, profiles, validation
 from rcmed_jax.train import checkpoints as checkpoint_files
 from rcmed_jax.train import optimizer as optimizers
-from rcmed_jax.train import step as steps
 from rcmed_jax.train.config import TrainConfig
 
 # The same settings as in step_test.py, so that one compilation serves both.
@@ -59,22 +59,9 @@ class Spoilt(toy.Data):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_compilation():
-  """Runs with equal settings share one compiled step within this file."""
-  made = {}
-
-  def remember(module, name, key):
-    original = getattr(module, name)
-
-    def once(*args, **kwargs):
-      if name not in made:
-        made[name] = original(*args, **kwargs)
-      return made[name]
-
-    patch.setattr(module, name, once)
-
+  """The runs of this file share one compiled step."""
   with pytest.MonkeyPatch.context() as patch:
-    remember(steps, "make_layout", "layout")
-    remember(steps, "make_train_step", "step")
+    trained_once.Parts().put(patch)
     yield
 
 
