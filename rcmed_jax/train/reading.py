@@ -157,9 +157,15 @@ def _again(read: Callable[[], Any]) -> Any:
 
 
 def _named(read: Callable[[], Any]) -> Any:
-  """What it reads; an Exception, as of a lost part of an array, gets a name."""
+  """What it reads; what Orbax does not expect is a ValueError as well.
+
+  A lost part of an array is an Exception to it, a flipped bit in the names of
+  fields an AttributeError, in the name of a sharding a NotImplementedError.
+  """
   try:
     return read()
+  except (AttributeError, NotImplementedError) as error:
+    raise ValueError(f"a description cannot be read: {error}") from error
   except Exception as error:
     if type(error) is not Exception:
       raise

@@ -306,6 +306,22 @@ def test_a_flipped_bit_that_reads_as_a_number_is_found(tmp_path):
   assert "b does not hold the numbers that were saved" in found.damaged[0]
 
 
+@pytest.mark.parametrize(
+  ("name", "word"),
+  [
+    ("array_metadatas/process_0", b'"array_metadata"'),
+    ("_sharding", b"NamedSharding"),
+  ],
+)
+def test_a_flipped_bit_in_a_description_is_damage(saved, name, word):
+  path = saved / "checkpoints/5/trainable" / name
+  _flip(path, path.read_bytes().index(word) + 6)
+  with checkpoint_files.Checkpoints(saved) as checkpoints:
+    found = checkpoints.restore(abstract(make_state(5)))
+  assert_same(found.state, make_state(3, scale=3))
+  assert "a description cannot be read" in found.damaged[0]
+
+
 def test_no_flipped_bit_is_believed(saved):
   """Whatever bit of a checkpoint flips: what is restored was saved."""
   rng = np.random.default_rng(0)
