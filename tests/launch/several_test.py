@@ -117,6 +117,7 @@ def stopped(train, two, tmp_path_factory):
     if log.exists() and len(log.read_text().splitlines()) >= wanted:
       break
     time.sleep(0.02)
+  assert child.poll() is None, finish(child)
   # One alone is told, and not the one that writes.
   _, other = sorted(psutil.Process(child.pid).children(), key=lambda p: p.pid)
   other.send_signal(signal.SIGTERM)
