@@ -10,28 +10,32 @@ class Parts:
 
   def __init__(self, **step_changes):
     """Takes arguments of `steps.make_train_step` that replace the runs' own."""
-    self._changes = {"make_train_step": step_changes}
-    self._made = {}
+    self._layout = _once(steps.make_layout)
+    self._step = _once(steps.make_train_step, **step_changes)
     self._init = steps.init_state
+    self._states = {}  # by seed
 
   def put(self, patch):
     """Has training use these until the `pytest.MonkeyPatch` is undone."""
-    for name in ("make_layout", "make_train_step"):
-      patch.setattr(steps, name, self._once(name, getattr(steps, name)))
+    patch.setattr(steps, "make_layout", self._layout)
+    patch.setattr(steps, "make_train_step", self._step)
     patch.setattr(steps, "init_state", self._state)
-
-  def _once(self, name, make):
-    def once(*args, **kwargs):
-      if name not in self._made:
-        changes = self._changes.get(name, {})
-        self._made[name] = make(*args, **{**kwargs, **changes})
-      return self._made[name]
-
-    return once
 
   def _state(self, layout, *args):
     """A copy, for a step may take its arrays; args end in the seed."""
     seed = args[-1]
-    if seed not in self._made:
-      self._made[seed] = jax.device_get(self._init(layout, *args))
-    return jax.device_put(self._made[seed], layout.shardings)
+    if seed not in self._states:
+      self._states[seed] = jax.device_get(self._init(layout, *args))
+    return jax.device_put(self._states[seed], layout.shardings)
+
+
+def _once(make, **changes):
+  """What gives each caller what the first one got."""
+  made = []
+
+  def once(*args, **kwargs):
+    if not made:
+      made.append(make(*args, **kwargs | changes))
+    return made[0]
+
+  return once

@@ -24,8 +24,8 @@ def with_weights(
   Args:
     state: fresh, from `steps.init_state`.
     arrays: by dotted path; read when converted by `np.asarray`, or `placed`.
-    shapes: the model's own, as `steps.shapes`; an array has these, or those of
-      the state, which are filled up.
+    shapes: the model's own, as `steps.Layout.weights`; an array has these, or
+      those of the state, which are filled up.
 
   Raises:
     ValueError: an array has no place in the model, or another shape, or is not

@@ -65,4 +65,4 @@ class Recipe:
     )
     if weights is None:
       return state
-    return initial.with_weights(state, weights, steps.shapes(self.model))
+    return initial.with_weights(state, weights, layout.weights)

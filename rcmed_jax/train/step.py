@@ -49,6 +49,7 @@ class Layout:
 
   graphdef: nnx.GraphDef
   mesh: meshes.AnyMesh
+  weights: Arrays  # of jax.ShapeDtypeStruct: the model's own, not filled up
   state: TrainState  # of jax.ShapeDtypeStruct with shardings
   replicated: tuple[str, ...]  # sentences: dimensions that could not be cut
 
@@ -105,7 +106,8 @@ def make_layout(
     abstract,
     shardings,
   )
-  return Layout(graphdef, mesh, state, trained_report + frozen_report)
+  own = nnx.to_pure_dict(nnx.state(model))
+  return Layout(graphdef, mesh, own, state, trained_report + frozen_report)
 
 
 def init_state(
@@ -135,17 +137,12 @@ def unpadded(
   weights: Arrays, model_config: model_configs.ModelConfig
 ) -> Arrays:
   """Weights of a training state, all of them, in the model's own shapes."""
+  model = nnx.eval_shape(lambda: rcmed.RCMed(model_config, rngs=nnx.Rngs(0)))
   return jax.tree.map(
     lambda held, own: rules.resized(held, own.shape),
     weights,
-    shapes(model_config),
+    nnx.to_pure_dict(nnx.state(model)),
   )
-
-
-def shapes(model_config: model_configs.ModelConfig) -> Arrays:
-  """A model's weights in its own shapes, as jax.ShapeDtypeStruct."""
-  model = nnx.eval_shape(lambda: rcmed.RCMed(model_config, rngs=nnx.Rngs(0)))
-  return nnx.to_pure_dict(nnx.state(model))
 
 
 def make_train_step(
