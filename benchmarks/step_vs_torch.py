@@ -213,7 +213,7 @@ class Ours:
         nnx.State(self.state.trainable), nnx.State(self.state.frozen)
       )
     )
-    return _flat(steps.unpadded(whole, self.case.model))
+    return self._own(whole)
 
   def gradients(self) -> tuple[Arrays, Mapping[str, np.ndarray]]:
     """(the total as "loss" and its terms, gradients by transformers' names)."""
@@ -221,15 +221,18 @@ class Ours:
     (total, terms), gradients = self._loss_and_grad(
       self.state.trainable, self.state.frozen
     )
-    held = dict(self.weights())
-    shapes = {path: array.shape for path, array in held.items()}
-    flat = {
-      path: array[tuple(map(slice, shapes[path]))]
-      for path, array in _flat(gradients).items()
-    }
+    held, flat = self.weights(), self._own(gradients)
     # What does not train has no gradient, and a place in the table.
     flat = {path: np.zeros_like(array) for path, array in held.items()} | flat
     return terms | {"loss": total}, to_theirs(self.case.model, flat)
+
+  def _own(self, arrays: Arrays) -> Mapping[str, np.ndarray]:
+    """The same by dotted path, without what fills them up."""
+    shapes = fit.shapes(self.case.model)
+    return {
+      path: array[tuple(map(slice, shapes[path]))]
+      for path, array in _flat(arrays).items()
+    }
 
   def step(self) -> None:
     """One step, waited for."""

@@ -7,6 +7,7 @@ import json
 import pathlib
 from typing import Any
 
+from etils import epath
 import numpy as np
 
 from rcmed_jax.apps import answering
@@ -140,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--checkpoint",
-    type=pathlib.Path,
+    type=epath.Path,
     required=True,
     help="a run or a converted checkpoint",
   )

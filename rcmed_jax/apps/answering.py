@@ -88,7 +88,7 @@ def load_assistant(
       arrays = saved.weights(
         places and _by_name(rules.param_shardings(state, places)[0]),
         averaged=averaged,
-        step=saved.best() if best else None,
+        step=saved.chosen(best=best),
       )
       model = nnx.merge(graphdef, arrays)
   if in_int8:

@@ -1,21 +1,29 @@
 """`rcmed convert`: a PyTorch checkpoint in, a PyTorch checkpoint out."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import functools
 import pathlib
 from typing import Any
 
-from flax import nnx
-import jax
+from etils import epath
 import numpy as np
 import tqdm
 
 from rcmed_jax.apps import runs, settings, verify
-from rcmed_jax.convert import exporter, importer, names, sizes, store, stream
+from rcmed_jax.convert import (
+  exporter,
+  fit,
+  importer,
+  names,
+  sizes,
+  store,
+  stream,
+)
 from rcmed_jax.data import tokens
-from rcmed_jax.train import checkpoints
-from rcmed_jax.train import step as steps
+from rcmed_jax.model import config as model_configs
+from rcmed_jax.train import checkpoints, reading
 
 
 def main(argv: Sequence[str]) -> int:
@@ -69,8 +77,8 @@ def _parser() -> argparse.ArgumentParser:
   writing.add_argument(
     "path",
     metavar="CKPT",
-    type=pathlib.Path,
-    help="what import wrote, or the workdir of a run",
+    type=epath.Path,
+    help="what import wrote, or the workdir of a run, which may be gs://",
   )
   runs.add_choice_flags(writing)
   verify.add_parser(commands)
@@ -133,13 +141,14 @@ def _export(args: argparse.Namespace, progress: stream.Progress) -> None:
   write = functools.partial(
     exporter.convert,
     out=args.out,
-    tokenizer=tokenizer if tokenizer.is_file() else None,
+    tokenizer=tokenizer if tokenizer.exists() else None,
     merge=merge,
     progress=progress,
   )
-  if store.is_converted(path):
+  converted = runs.converted(path)
+  if converted is not None:
     runs.refuse_choice(path, averaged=args.averaged, best=args.best)
-    held = store.read(path)
+    held = store.read(converted)
     files = {tensor.file for tensor in held.tensors.values()}
     write(
       held.tensors,
@@ -157,16 +166,39 @@ def _export(args: argparse.Namespace, progress: stream.Progress) -> None:
       "will load these weights and give other answers."
     )
   with checkpoints.Checkpoints(path) as saved:
-    step = saved.best() if args.best else saved.latest()
-    weights = saved.weights(averaged=args.averaged, step=step)
-  sources = stream.fingerprint([path / "checkpoints" / str(step)])
-  sources |= {"averaged": True} if args.averaged else {}
-  write(_paths(steps.unpadded(weights, model)), model, sources=sources)
+    step = saved.chosen(best=args.best)
+    stored = saved.stored(averaged=args.averaged, step=step)
+    sources = {"checkpoint": saved.digest(step), "averaged": args.averaged}
+  write(_trained(stored, model), model, sources=sources)
 
 
-def _paths(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Nested weights by dotted path."""
+@dataclasses.dataclass(frozen=True)
+class _Trained:
+  """An array of a run in the model's own shape; reads all of it when asked."""
+
+  shape: tuple[int, ...]
+  dtype: Any
+  read: Callable[[], np.ndarray]
+
+  def __getitem__(self, index: Any) -> np.ndarray:
+    return np.asarray(self)[index]
+
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+    del copy
+    own = self.read()[tuple(slice(size) for size in self.shape)]
+    return own if dtype is None else own.astype(dtype)
+
+
+def _trained(
+  stored: Mapping[str, reading.Stored], model: model_configs.ModelConfig
+) -> dict[str, _Trained]:
+  """A run's arrays by dotted path.
+
+  The last one that was read is kept, and no other: layers that lie in one array
+  are asked for one after another.
+  """
+  read = functools.lru_cache(maxsize=1)(lambda name: np.asarray(stored[name]))
   return {
-    ".".join(map(str, path)): np.asarray(jax.device_get(array))
-    for path, array in nnx.traversals.flatten_mapping(weights).items()
+    name: _Trained(shape, stored[name].dtype, functools.partial(read, name))
+    for name, shape in fit.shapes(model).items()
   }

@@ -12,6 +12,7 @@ as confidential as the names of the files. A number is given once: where the
 manifest was lost, not to a folder that is there.
 """
 
+import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import csv
@@ -120,8 +121,8 @@ def find(
     raise ValueError(
       f"{listed or image} holds no job; correct the path or the --pattern."
     )
-  names = [job.name for job in jobs]
-  twice = sorted({name for name in names if names.count(name) > 1})
+  counts = collections.Counter(job.name for job in jobs)
+  twice = sorted(name for name, count in counts.items() if count > 1)
   if twice:
     raise ValueError(
       f"{listed}: {len(twice)} names are those of several jobs, such as "

@@ -29,7 +29,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from rcmed_jax.data import checks
+from rcmed_jax.data import checks, files
 from rcmed_jax.eval import overlays
 from rcmed_jax.ingest.dicom import privacy
 from rcmed_jax.serve import (
@@ -211,9 +211,7 @@ def write(
 
 def write_json(path: pathlib.Path, values: Any) -> None:
   """Writes a file that is whole, or the one before, at any moment."""
-  new = path.with_name(f"{path.name}.new")
-  new.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-  os.replace(new, path)
+  files.write_whole(path, json.dumps(values, indent=2) + "\n")
 
 
 def _held(out: pathlib.Path) -> dict[str, Any]:

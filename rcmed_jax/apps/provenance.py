@@ -90,7 +90,7 @@ def identity(
       told, eval=EvalConfig(), mesh=meshes.MeshConfig()
     )
     with checkpoints.Checkpoints(workdir) as saved:
-      step = saved.best() if best else saved.latest()
+      step = saved.chosen(best=best)
       weights = saved.digest(step)
     words = [
       f"settings {_short(settings.to_json(trained).encode())}",
@@ -137,7 +137,7 @@ def _origin(
   if converted is not None:
     return {"converted": converted}
   with checkpoints.Checkpoints(workdir) as saved:
-    step = saved.best() if best else saved.latest()
+    step = saved.chosen(best=best)
   return {"step": step, "training seed": settings.load(workdir).train.seed}
 
 

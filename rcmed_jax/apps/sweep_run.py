@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from rcmed_jax.apps import sweep_cells
 from rcmed_jax.apps.sweep_cells import Task
+from rcmed_jax.data import files
 from rcmed_jax.parallel import faults
 
 STATE = "state.json"
@@ -281,13 +282,8 @@ def _reason(log: pathlib.Path, start: int, code: int) -> str:
 
 
 def _write(task: Task, now: State) -> None:
-  """Replaces the state's file whole: a kill leaves the old or the new one."""
-  path = task.folder / STATE
-  part = path.with_suffix(".part")
-  part.write_text(
-    json.dumps(dataclasses.asdict(now), indent=2) + "\n", encoding="utf-8"
-  )
-  os.replace(part, path)
+  text = json.dumps(dataclasses.asdict(now), indent=2) + "\n"
+  files.write_whole(task.folder / STATE, text)
 
 
 def _require_index(task: Task, index: str) -> None:

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 import pathlib
-import shutil
 from typing import Any
+
+from etils import epath
 
 from rcmed_jax.convert import (
   fit,
@@ -29,7 +30,7 @@ def convert(
   sources: Mapping[str, Any],
   kind: str = "syre",
   release: Mapping[str, Any] | None = None,
-  tokenizer: pathlib.Path | None = None,
+  tokenizer: epath.Path | None = None,
   merge: bool = True,
   progress: stream.Progress = lambda *_: None,
 ) -> None:
@@ -56,7 +57,8 @@ def convert(
   told = sizes.to_release(model) if release is None else release
   if merge and model.lora.rank:
     tensors = lora.merge(tensors, model.lora)
-  entries = names.entries(model, kind)
+  # Tensors of one array after another, so that each array is read once.
+  entries = sorted(names.entries(model, kind), key=lambda entry: entry.path)
   weights = stream.split(fit.to_release(entries, tensors), STEM)
   files = dict(weights)
   texts = {torch_io.INDEX: stream.index(weights)}
@@ -71,4 +73,4 @@ def convert(
     for name, text in texts.items():
       json_file.write(partial / name, text)
     if tokenizer:
-      shutil.copyfile(tokenizer, partial / store.TOKENIZER)
+      (partial / store.TOKENIZER).write_bytes(tokenizer.read_bytes())

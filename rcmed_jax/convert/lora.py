@@ -70,7 +70,7 @@ def config(
   ranks = [
     tensor.shape[0]
     for name, tensor in tensors.items()
-    if name.endswith(".lora_A.weight")
+    if name.endswith(".lora_A.weight") and len(tensor.shape) == 2
   ]
   if not ranks:
     return LoraConfig()
@@ -80,9 +80,16 @@ def config(
       f"{CONFIG}: {', '.join(unknown)} is not known here; merge the updates "
       "with peft's merge_and_unload and convert the result."
     )
-  alpha = float(told.get("lora_alpha", LoraConfig.alpha))
-  dropout = float(told.get("lora_dropout", LoraConfig.dropout))
+  alpha = _number(told, "lora_alpha", LoraConfig.alpha)
+  dropout = _number(told, "lora_dropout", LoraConfig.dropout)
   return LoraConfig(ranks[0], alpha, dropout)
+
+
+def _number(told: Mapping[str, Any], key: str, default: float) -> float:
+  value = told.get(key, default)
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    raise ValueError(f"{CONFIG}: {key}={value!r}, expected a number.")
+  return float(value)
 
 
 def adapter_config(config: LoraConfig) -> dict[str, Any]:
@@ -140,7 +147,8 @@ def merge(
     root = f"language.layers.{ours}"
     if f"{root}.down" not in found:
       continue
-    down, up = found.pop(f"{root}.down"), found.pop(f"{root}.up")
+    # Small beside the kernel, which alone is read layer by layer.
+    down, up = (np.asarray(found.pop(f"{root}.{n}")) for n in ("down", "up"))
     kernel = found[f"{root}.kernel"]
     scale = np.float32(config.alpha / config.rank)
     pieces = {

@@ -6,7 +6,8 @@ the original code cannot know about a model of ours stands in a block "rcmed".
 """
 
 from collections.abc import Mapping
-from typing import Any
+import math
+from typing import Any, get_type_hints
 
 import ml_dtypes
 
@@ -48,6 +49,9 @@ _IMAGE = {
   "global_blocks": "global_attn_indexes",
 }
 _DECODER = {"heads": "decoder_num_heads", "hidden": "decoder_mlp_dim"}
+_WIDTH = {"width": "out_dim"}  # of the decoder, outside that block
+# The block of what the original code does not do.
+_OWN = ("channel_order", "attention")
 
 
 def from_release(
@@ -68,7 +72,12 @@ def from_release(
     ValueError: config.json lacks a key, contradicts the tensors, or asks for
       what this model does not have; or SAM's sizes cannot be found.
   """
-  ours = dict(told.get("rcmed", {}))
+  ours = dict(_block(told, "rcmed"))
+  unknown = sorted(ours.keys() - set(_OWN))
+  if unknown:
+    raise ValueError(
+      f"config.json: rcmed.{unknown[0]} is unknown; expected {', '.join(_OWN)}."
+    )
   attention = ours.pop("attention", LanguageConfig.attention)
   sections: dict[str, Any] = {
     "channel_order": "bgr" if kind == "syre" else "rgb",
@@ -131,23 +140,21 @@ def unlike(model: ModelConfig) -> dict[str, str]:
 def _language(
   told: Mapping[str, Any], tensors: Mapping[str, Tensor], attention: str
 ) -> LanguageConfig:
-  lacking = [theirs for theirs in _LANGUAGE.values() if theirs not in told]
-  if lacking:
-    raise ValueError(
-      f"config.json lacks {', '.join(lacking)}; copy it again from where the "
-      "weights came from."
-    )
+  found = _sizes(told, _LANGUAGE, LanguageConfig)
   # transformers 5 keeps theta in here too; LLaMA's first config.json had none,
   # and it was 10,000.
-  rope = told.get("rope_parameters") or told.get("rope_scaling") or {}
+  rope = _block(told, "rope_parameters") or _block(told, "rope_scaling")
   if rope.get("rope_type", rope.get("type", "default")) != "default":
     raise ValueError(
       f"config.json: scaled rotary positions, {rope}, are not known to this "
       "model; convert a checkpoint without them."
     )
-  theta = rope.get("rope_theta", LanguageConfig.rope_theta)
+  for block in (rope, told):
+    if "rope_theta" in block:
+      theta = {"rope_theta": "rope_theta"}
+      found |= _sizes(block, theta, LanguageConfig)
   stored = tensors[EMBEDDING].shape[0] if EMBEDDING in tensors else None
-  vocabulary = told["vocab_size"]
+  vocabulary = found["vocabulary"]
   if stored not in (None, vocabulary):
     raise ValueError(
       f"config.json: vocab_size={vocabulary}, but {EMBEDDING} holds {stored} "
@@ -161,32 +168,65 @@ def _language(
       f"{vocabulary - SEG_FROM_END}: [SEG] is the fifth of the seven tokens "
       "that end the vocabulary; use a checkpoint with the release's tokens."
     )
-  sizes = {ours: told[theirs] for ours, theirs in _LANGUAGE.items()}
-  return LanguageConfig(
-    **sizes, rope_theta=told.get("rope_theta", theta), attention=attention
-  )
+  return LanguageConfig(**found, attention=attention)
 
 
 def _vision(
   told: Mapping[str, Any],
 ) -> tuple[ImageEncoderConfig, MaskDecoderConfig]:
-  vision = told["vision"]
-  wanted = (*_IMAGE.values(), *_DECODER.values())
-  lacking = [f"vision.{theirs}" for theirs in wanted if theirs not in vision]
-  lacking += [] if "out_dim" in told else ["out_dim"]
+  vision = {f"vision.{name}": v for name, v in _block(told, "vision").items()}
+
+  def sizes(table: Mapping[str, str], kind: type) -> dict[str, Any]:
+    inside = {ours: f"vision.{theirs}" for ours, theirs in table.items()}
+    return _sizes(vision, inside, kind)
+
+  image = sizes(_IMAGE, ImageEncoderConfig)
+  decoder = sizes(_DECODER, MaskDecoderConfig)
+  decoder |= _sizes(told, _WIDTH, MaskDecoderConfig)
+  return ImageEncoderConfig(**image), MaskDecoderConfig(**decoder)
+
+
+def _block(told: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+  """A block of config.json, {} where it lacks it or says null."""
+  found = told.get(name) or {}
+  if not isinstance(found, Mapping):
+    raise ValueError(f"config.json: {name} is {found!r}, expected a block.")
+  return found
+
+
+def _sizes(
+  told: Mapping[str, Any], table: Mapping[str, str], kind: type
+) -> dict[str, Any]:
+  """What `table` names, by our names, each of the type that `kind` gives it."""
+  lacking = [theirs for theirs in table.values() if theirs not in told]
   if lacking:
     raise ValueError(
-      f"config.json lacks {', '.join(lacking)}; add it, or remove the block "
-      '"vision" and the sizes are read off the tensors.'
+      f"config.json lacks {', '.join(lacking)}; copy it again from where the "
+      'weights came from. Without a block "vision", sizes of SAM are read off '
+      "the tensors."
     )
-  image = {ours: vision[theirs] for ours, theirs in _IMAGE.items()}
-  image["global_blocks"] = tuple(image["global_blocks"])
-  image["mlp_ratio"] = float(image["mlp_ratio"])
-  decoder = {ours: vision[theirs] for ours, theirs in _DECODER.items()}
-  return (
-    ImageEncoderConfig(**image),
-    MaskDecoderConfig(width=told["out_dim"], **decoder),
-  )
+  types = get_type_hints(kind)
+  return {
+    ours: _size(theirs, told[theirs], types[ours])
+    for ours, theirs in table.items()
+  }
+
+
+def _size(name: str, value: Any, kind: Any) -> Any:
+  """The value, if it is one of that type; JSON tells 4.0 as 4."""
+  if kind not in (int, float):  # places of blocks
+    if not isinstance(value, list | tuple) or {*map(type, value)} != {int}:
+      raise ValueError(
+        f"config.json: {name}={value!r}, expected a list of whole numbers."
+      )
+    return tuple(value)
+  numbers = (int,) if kind is int else (int, float)
+  if type(value) not in numbers or not 0 < value < math.inf:
+    raise ValueError(
+      f"config.json: {name}={value!r}, expected a "
+      f"{'whole ' if kind is int else ''}number above 0."
+    )
+  return kind(value)
 
 
 def _inferred(
@@ -200,19 +240,26 @@ def _inferred(
   encoder, decoder = f"{prefix}image_encoder", f"{prefix}mask_decoder"
   layers = f"{decoder}.transformer.layers"
 
-  def shape(name: str) -> tuple[int, ...]:
+  def shape(name: str, axes: int) -> tuple[int, ...]:
     if name not in tensors:
       raise ValueError(
         f"{name} is missing, so SAM's sizes cannot be read off its tensors; "
         "give a checkpoint that holds SAM, under its original names."
       )
-    return tensors[name].shape
+    found = tensors[name].shape
+    if len(found) != axes or 0 in found:
+      raise ValueError(
+        f"{name} has the shape {found}, expected {axes} axes; give a "
+        "checkpoint of SAM."
+      )
+    return found
 
-  _, grid, _, width = shape(f"{encoder}.pos_embed")
-  patch = shape(f"{encoder}.patch_embed.proj.weight")[-1]
+  _, grid, _, width = shape(f"{encoder}.pos_embed", 4)
+  patch = shape(f"{encoder}.patch_embed.proj.weight", 4)[-1]
   depth = _count(tensors, f"{encoder}.blocks")
   tables = [
-    shape(f"{encoder}.blocks.{block}.attn.rel_pos_h") for block in range(depth)
+    shape(f"{encoder}.blocks.{block}.attn.rel_pos_h", 2)
+    for block in range(depth)
   ]
   sides = [(rows + 1) // 2 for rows, _ in tables]
   windows = {side for side in sides if side != grid}
@@ -228,14 +275,14 @@ def _inferred(
     width=width,
     depth=depth,
     heads=width // tables[0][1],
-    mlp_ratio=shape(f"{encoder}.blocks.0.mlp.lin1.weight")[0] / width,
+    mlp_ratio=shape(f"{encoder}.blocks.0.mlp.lin1.weight", 2)[0] / width,
     window=windows.pop(),
     global_blocks=tuple(b for b, side in enumerate(sides) if side == grid),
   )
   return image, MaskDecoderConfig(
-    width=shape(f"{encoder}.neck.0.weight")[0],
+    width=shape(f"{encoder}.neck.0.weight", 4)[0],
     depth=_count(tensors, layers),
-    hidden=shape(f"{layers}.0.mlp.lin1.weight")[0],
+    hidden=shape(f"{layers}.0.mlp.lin1.weight", 2)[0],
   )
 
 

@@ -19,7 +19,14 @@ import typing
 from typing import Any
 
 import rcmed_jax
-from rcmed_jax.convert import fit, json_file, names, safetensors_file, stream
+from rcmed_jax.convert import (
+  fit,
+  json_file,
+  names,
+  safetensors_file,
+  stream,
+  torch_io,
+)
 from rcmed_jax.convert.tensors import Stored
 from rcmed_jax.model.config import ModelConfig
 
@@ -61,23 +68,29 @@ def read(folder: pathlib.Path) -> Converted:
       f"{folder / CONFIG}: format {told.get('format')!r}, expected {FORMAT}; "
       "convert the checkpoint with this version of rcmed."
     )
-  kind, model = told["kind"], _model(told["model"])
+  try:
+    kind, model = told["kind"], _model(told["model"])
+    parts, release = names.PARTS[kind], told["release"]
+  except (KeyError, TypeError) as error:
+    raise ValueError(
+      f"{folder / CONFIG} is not as it was written ({error!r}); convert the "
+      "checkpoint again."
+    ) from error
   tensors: dict[str, Stored] = {}
-  shards = set(json_file.read(folder / INDEX)["weight_map"].values())
-  for name in sorted(shards):
-    if not (folder / name).is_file():
-      raise ValueError(f"{folder / name} is missing; convert again.")
-    tensors |= safetensors_file.read(folder / name)
+  for path in torch_io.indexed(folder / INDEX):
+    if not path.is_file():
+      raise ValueError(f"{path} is missing; convert again.")
+    tensors |= safetensors_file.read(path)
   expected = {
     path: shape
     for path, shape in fit.shapes(model).items()
-    if path.split(".")[0] in names.PARTS[kind]
+    if path.split(".")[0] in parts
   }
   if expected != {path: tensor.shape for path, tensor in tensors.items()}:
     raise ValueError(
       f"{folder}: the weights are not those of its {CONFIG}; convert again."
     )
-  return Converted(folder, kind, model, told["release"], tensors)
+  return Converted(folder, kind, model, release, tensors)
 
 
 def read_whole(folder: pathlib.Path) -> Converted:

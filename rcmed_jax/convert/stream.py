@@ -20,6 +20,7 @@ import numpy as np
 
 from rcmed_jax.convert import safetensors_file
 from rcmed_jax.convert.tensors import Array
+from rcmed_jax.data.files import write_whole
 
 # As large as transformers makes its shards.
 SHARD_BYTES = 5_000_000_000
@@ -232,7 +233,7 @@ def _begin(journal: pathlib.Path, task: Mapping[str, Any]) -> set[str]:
       f"{journal.parent} holds an unfinished conversion of other files, or of "
       "these before they changed; remove it."
     )
-  journal.write_text("\n".join([first, *lines, ""]), encoding="utf-8")
+  write_whole(journal, "\n".join([first, *lines, ""]))
   return {json.loads(line) for line in lines}
 
 

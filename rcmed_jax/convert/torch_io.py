@@ -97,28 +97,13 @@ def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
   )
 
 
-def _shards(path: pathlib.Path) -> list[pathlib.Path]:
-  if path.is_file() and path.suffix in _READERS:
-    return [path]
-  shards: list[pathlib.Path] = []
-  for index in (path / INDEX, path / TORCH_INDEX):
-    if index.is_file() and not shards:
-      shards = _named(path, index)
-  adapters = [path / name for name in ADAPTERS if (path / name).is_file()]
-  for pattern in _PATTERNS:
-    shards = shards or sorted(set(path.glob(pattern)) - set(adapters))
-  absent = [str(shard) for shard in shards if not shard.is_file()]
-  if absent or not shards:
-    raise ValueError(
-      f"{path}: expected tensors, but {', '.join(absent) or 'no such file'} "
-      "is missing; give a .safetensors, .bin or .pth file, or a folder with "
-      "all its shards."
-    )
-  return shards + adapters[:1]
+def indexed(index: pathlib.Path) -> list[pathlib.Path]:
+  """The shards that an index names, in its folder; they may be missing.
 
-
-def _named(folder: pathlib.Path, index: pathlib.Path) -> list[pathlib.Path]:
-  """The shards of an index, which is not trusted to be one."""
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it is no index, or names files elsewhere.
+  """
   named = json_file.read(index).get("weight_map", {})
   values = named.values() if isinstance(named, dict) else [named]
   for name in values:
@@ -132,4 +117,24 @@ def _named(folder: pathlib.Path, index: pathlib.Path) -> list[pathlib.Path]:
         f"{', '.join(_READERS)} files in its folder, received {name!r}; get "
         "the index again, or delete it where the folder holds all shards."
       )
-  return sorted({folder / name for name in values})
+  return sorted({index.parent / name for name in values})
+
+
+def _shards(path: pathlib.Path) -> list[pathlib.Path]:
+  if path.is_file() and path.suffix in _READERS:
+    return [path]
+  shards: list[pathlib.Path] = []
+  for index in (path / INDEX, path / TORCH_INDEX):
+    if index.is_file() and not shards:
+      shards = indexed(index)
+  adapters = [path / name for name in ADAPTERS if (path / name).is_file()]
+  for pattern in _PATTERNS:
+    shards = shards or sorted(set(path.glob(pattern)) - set(adapters))
+  absent = [str(shard) for shard in shards if not shard.is_file()]
+  if absent or not shards:
+    raise ValueError(
+      f"{path}: expected tensors, but {', '.join(absent) or 'no such file'} "
+      "is missing; give a .safetensors, .bin or .pth file, or a folder with "
+      "all its shards."
+    )
+  return shards + adapters[:1]

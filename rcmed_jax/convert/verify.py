@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcmed_jax.convert import names, sizes
-from rcmed_jax.data import images
+from rcmed_jax.data import images, npz
+from rcmed_jax.data.tokens import IMAGE_TOKEN
 from rcmed_jax.model.config import ModelConfig
 from rcmed_jax.model.image_encoder import normalize
 from rcmed_jax.model.rcmed import Prediction, RCMed
@@ -92,16 +93,18 @@ def read(path: pathlib.Path, config: ModelConfig) -> Case:
   if not path.is_file():
     raise FileNotFoundError(f"{path} is missing; give the case's .npz file.")
   try:
-    with np.load(path) as file:
-      arrays = dict(file)
+    arrays = npz.read(path)
   except ValueError as error:
-    raise ValueError(f"{path} is no .npz file ({error}).") from error
+    raise ValueError(
+      f"{path} is no .npz file, or damaged ({error}); copy it again."
+    ) from error
   lacking = [name for name in INPUTS if name not in arrays]
   if lacking:
     raise ValueError(
       f"{path} lacks {', '.join(lacking)}, without which it is no case; record "
       "the inputs with it."
     )
+  _require_inputs(path, arrays)
   references = {k: v for k, v in arrays.items() if k not in INPUTS}
   for size in ("resized_hw", "original_hw"):
     references.pop(size, None)
@@ -207,6 +210,34 @@ def _bound(name: str, *, bfloat16: bool) -> float | None:
   if name.startswith(GRADIENT):
     return GRADIENTS
   return LOSS if name in LOSSES else TENSOR
+
+
+def _require_inputs(path: pathlib.Path, arrays: Arrays) -> None:
+  """Refuses inputs that do not belong together."""
+  image, ids, labels, masks = (arrays[name] for name in INPUTS)
+  if not (
+    ids.ndim == 2
+    and masks.ndim == 4
+    and image.dtype == np.uint8
+    and image.shape == (len(ids), *masks.shape[2:], 3)
+    and labels.shape == ids.shape
+    and len(masks) == len(ids)
+  ):
+    held = ", ".join(
+      f"{name} {arrays[name].dtype}{list(arrays[name].shape)}"
+      for name in INPUTS
+    )
+    raise ValueError(
+      f"{path}: expected images_bgr_u8 uint8[B, rows, columns, 3], input_ids "
+      "and labels [B, T], gt_masks [B, G, rows, columns]; received "
+      f"{held}. Record the inputs again."
+    )
+  alone_B = (ids == IMAGE_TOKEN).sum(axis=1) == 1
+  if not alone_B.all():
+    raise ValueError(
+      f"{path}: row {int(np.argmin(alone_B))} of input_ids must hold "
+      f"{IMAGE_TOKEN}, the image, once; record the inputs again."
+    )
 
 
 def _batch(path: pathlib.Path, arrays: Arrays, config: ModelConfig) -> Arrays:

@@ -43,7 +43,8 @@ def write_whole(path: str | os.PathLike[str], data: str | bytes) -> None:
   if is_remote(path):  # a bucket takes all or nothing
     path.write_bytes(data)
     return
-  part = path.with_name(path.name + ".part")
+  # Its own for each process: several may write the same file.
+  part = path.with_name(f"{path.name}.{os.getpid()}.part")
   try:
     with _named(path):
       part.write_bytes(data)

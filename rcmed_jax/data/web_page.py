@@ -10,6 +10,8 @@ import os
 import pathlib
 import string
 
+from rcmed_jax.data import files
+
 
 def page(
   title: str,
@@ -58,10 +60,8 @@ def write(path: str | os.PathLike[str], content: str) -> pathlib.Path:
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  new = path.with_name(path.name + ".new")
   # Names of files may hold what is no text.
-  new.write_text(content, encoding="utf-8", errors="replace")
-  os.replace(new, path)
+  files.write_whole(path, content.encode(errors="replace"))
   return path
 
 

@@ -11,7 +11,7 @@ import json
 import pathlib
 from typing import Any
 
-from rcmed_jax.data import web_page
+from rcmed_jax.data import files, web_page
 from rcmed_jax.eval import report, sections, tables, verdict
 from rcmed_jax.eval.compare import (
   ALPHA,
@@ -79,11 +79,9 @@ def write(
   numbers = _numbers(result, names, pairing, facts or {})
   numbers["asked_differently"] = [dataclasses.asdict(one) for one in apart]
   text = json.dumps(numbers, indent=2, sort_keys=True, allow_nan=False)
-  (out_dir / NUMBERS).write_text(text + "\n", encoding="utf-8")
-  path = out_dir / PAGE
+  files.write_whole(out_dir / NUMBERS, text + "\n")
   page = _page(result, names, pairing, facts or {}, apart)
-  path.write_text(page, encoding="utf-8")
-  return path
+  return web_page.write(out_dir / PAGE, page)
 
 
 def _numbers(

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rcmed_jax.data import files
 from rcmed_jax.eval import row_lines
 from rcmed_jax.eval.rows import Tally
 from rcmed_jax.eval.summary import Summary
@@ -42,11 +43,9 @@ def write(summary: Summary, tally: Tally, out_dir: Path) -> None:
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
   text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
-  path.write_text(text + "\n", encoding="utf-8")
+  files.write_whole(path, text + "\n")
 
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-  with path.open("w", encoding="utf-8") as file:
-    for row in rows:
-      line = json.dumps(row, sort_keys=True, allow_nan=False)
-      file.write(line + "\n")
+  lines = (json.dumps(row, sort_keys=True, allow_nan=False) for row in rows)
+  files.write_whole(path, "".join(f"{line}\n" for line in lines))

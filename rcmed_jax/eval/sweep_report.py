@@ -6,11 +6,11 @@ The same folders give the same bytes: nothing here depends on the clock.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import json
-import os
 import pathlib
 import statistics
 from typing import Any
 
+from rcmed_jax.data import files
 from rcmed_jax.eval import report, sweep_page, sweep_scores, sweep_text
 from rcmed_jax.eval.sweep_scores import Estimate, SweepScores
 from rcmed_jax.eval.sweep_text import Results, Run, Told
@@ -52,9 +52,7 @@ def write(
     ("index.html", sweep_page.page(results)),
   ):
     out.mkdir(parents=True, exist_ok=True)
-    part = out / f"{name}.{os.getpid()}"
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, out / name)
+    files.write_whole(out / name, text)
   return found
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import scipy.optimize
 import scipy.special
 
+from rcmed_jax.data import files
 from rcmed_jax.eval import calibration
 
 # Confidences nearer to 0 or 1 count as this near; in float32 the sigmoid of 17
@@ -139,7 +140,7 @@ def fit(
 def save(path: epath.PathLike, fitted: Temperature) -> None:
   """Writes a temperature as a small JSON; an existing one is replaced."""
   text = json.dumps(dataclasses.asdict(fitted), indent=2, allow_nan=False)
-  epath.Path(path).write_text(text + "\n", encoding="utf-8")
+  files.write_whole(path, text + "\n")
 
 
 def load(path: epath.PathLike) -> Temperature:

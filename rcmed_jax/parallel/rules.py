@@ -76,31 +76,18 @@ def padded(state: nnx.State) -> nnx.State:
   """The parameters with the axes of `MULTIPLES` filled up by zeros.
 
   The model masks what stands beyond its vocabulary, so the zeros get no
-  gradient and stay. `resized` takes them away again.
+  gradient and stay.
   """
-  flat = [
-    (
-      path,
-      variable.replace(
-        resized(
-          variable[...],
-          _padded_shape(
-            variable.shape, _names(".".join(map(str, path)), variable)
-          ),
-        )
-      ),
-    )
+  return nnx.from_flat_state(
+    (path, variable.replace(_filled(".".join(map(str, path)), variable)))
     for path, variable in nnx.to_flat_state(state)
-  ]
-  return nnx.from_flat_state(flat)
-
-
-def resized(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """The values cut, or filled up with zeros, to `shape` at the far ends."""
-  kept = values[tuple(slice(size) for size in shape)]
-  return jnp.pad(
-    kept, [(0, n - m) for n, m in zip(shape, kept.shape, strict=True)]
   )
+
+
+def _filled(name: str, variable: nnx.Variable) -> jax.Array:
+  shape = _padded_shape(variable.shape, _names(name, variable))
+  more = [(0, m - n) for n, m in zip(variable.shape, shape, strict=True)]
+  return jnp.pad(variable[...], more)
 
 
 def constrain(values: jax.Array, *names: str) -> jax.Array:

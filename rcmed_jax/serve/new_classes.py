@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rcmed_jax.data import npz
 from rcmed_jax.model import adapt
 
 FORMAT = 1
@@ -87,8 +88,7 @@ def load(path: str | pathlib.Path) -> NewClass:
       f"{path} is missing; make it with `rcmed adapt --out={path} ...`."
     )
   try:
-    with np.load(path, allow_pickle=False) as file:
-      held = dict(file)
+    held = npz.read(path)
     if int(held.pop("format")) != FORMAT:
       raise ValueError("another format")
     values: dict[str, Any] = {
@@ -97,7 +97,7 @@ def load(path: str | pathlib.Path) -> NewClass:
     }
     strengths = Strengths(*map(float, values.pop("strengths")))
     return NewClass(strengths=strengths, **values)
-  except (ValueError, TypeError, KeyError, OSError) as error:
+  except (ValueError, TypeError, KeyError) as error:
     raise ValueError(
       f"{path} is no class file of this version ({error}); make it again with "
       "`rcmed adapt`."

@@ -290,6 +290,10 @@ class Checkpoints:
       )
     return found
 
+  def chosen(self, *, best: bool) -> int | None:
+    """The step of the best checkpoint, else of the newest; raises as `best`."""
+    return self.best() if best else self.latest()
+
   def weights(
     self,
     places: jax.sharding.Sharding
@@ -315,17 +319,12 @@ class Checkpoints:
         model is not to be answered by an older one), or it has no average.
     """
     step = self._newest() if step is None else step
-    item = "average" if averaged else "trainable"
-    if not (self._folder / str(step) / item).exists() and averaged:
-      raise ValueError(
-        f"{self._folder / str(step)} holds no averaged weights; train with "
-        "optimizer.average=0.999, or ask for the weights themselves."
-      )
+    folders = self._weight_folders(step, averaged)
     places = places or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     merged = {}
     try:
       _, check = self._meta(step)
-      for folder, name in self._weight_folders(step, item):
+      for folder, name in folders:
         wanted = reading.abstract(reading.shapes(folder), places)
         part = reading.arrays(folder, wanted)
         if check:
@@ -335,28 +334,35 @@ class Checkpoints:
       raise self._unreadable(step, error) from error
     return nnx.restore_int_paths(nnx.traversals.unflatten_mapping(merged))
 
-  def stored(self) -> dict[str, reading.Stored]:
-    """The weights of the newest checkpoint by dotted path; none is read yet.
+  def stored(
+    self, *, averaged: bool = False, step: int | None = None
+  ) -> dict[str, reading.Stored]:
+    """The weights of a checkpoint by dotted path; none is read yet.
 
-    Raises:
-      ConnectionError: a bucket does not answer.
-      ValueError: there is no checkpoint, or it is damaged.
+    Args and errors: as of `weights`.
     """
-    step = self._newest()
+    step = self._newest() if step is None else step
+    folders = self._weight_folders(step, averaged)
     found = {}
     try:
       _, check = self._meta(step)
-      for folder, name in self._weight_folders(step, "trainable"):
+      for folder, name in folders:
         found |= reading.stored(folder, check.get(name, {}))
     except reading.READ_ERRORS as error:
       raise self._unreadable(step, error) from error
     return found
 
   def _weight_folders(
-    self, step: int, item: str
+    self, step: int, averaged: bool
   ) -> list[tuple[epath.Path, str]]:
-    """Where an item and, if there are any, frozen weights lie; their names."""
+    """Where trained weights or their average lie, and frozen ones; its name."""
+    item = "average" if averaged else "trainable"
     folders = [(self._folder / str(step) / item, item)]
+    if averaged and not folders[0][0].exists():
+      raise ValueError(
+        f"{self._folder / str(step)} holds no averaged weights; train with "
+        "optimizer.average=0.999, or ask for the weights themselves."
+      )
     if self._frozen.exists():
       folders.append((self._frozen, "frozen"))
     return folders

@@ -197,12 +197,20 @@ class Stored:
       restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
       partial_restore=True,
     )
-    held = _again(
-      lambda: ocp.PyTreeCheckpointHandler().restore(self.folder, args=args)
-    )
-    array = nnx.traversals.flatten_mapping(held)[keys]
-    if self.print is not None:
-      fingerprints.require({self.name: array}, {self.name: self.print})
+    try:
+      held = _again(
+        lambda: ocp.PyTreeCheckpointHandler().restore(self.folder, args=args)
+      )
+      array = nnx.traversals.flatten_mapping(held)[keys]
+      if self.print is not None:
+        fingerprints.require({self.name: array}, {self.name: self.print})
+    except READ_ERRORS as error:
+      if faults.is_passing(error):
+        raise
+      raise ValueError(
+        f"{self.folder} cannot be read: {error}\nIf it is damaged, get it "
+        "again, or delete its checkpoint and take the one before."
+      ) from error
     return array
 
   def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
@@ -212,13 +220,21 @@ class Stored:
 
 
 def stored(folder: epath.Path, prints: Mapping[str, int]) -> dict[str, Stored]:
-  """The arrays of a folder by dotted path; none is read."""
-  return {
+  """The arrays of a folder by dotted path; none is read.
+
+  Raises:
+    ValueError: they are others than have fingerprints, where any has one.
+  """
+  found = {
     _name(path): Stored(
       folder, _name(path), prints.get(_name(path)), leaf.shape, leaf.dtype
     )
     for path, leaf in jax.tree.leaves_with_path(shapes(folder))
   }
+  odd = sorted(found.keys() ^ prints.keys()) if prints else []
+  if odd:
+    raise ValueError(f"{odd[0]} is not what was saved.")
+  return found
 
 
 def abstract(

@@ -1,8 +1,8 @@
 """One training step: the function that trains and that the planner compiles.
 
 Weights and moments are held with axes filled up to what a mesh divides
-(`parallel.rules.MULTIPLES`), the same on every mesh, and stored so. `unpadded`
-gives a model's own shapes back.
+(`parallel.rules.MULTIPLES`), the same on every mesh, and stored so;
+`Layout.weights` tells a model's own shapes.
 """
 
 from collections.abc import Callable
@@ -131,18 +131,6 @@ def init_state(
       {"xla_backend_optimization_level": 0} if platform == "cpu" else None
     ),
   )()
-
-
-def unpadded(
-  weights: Arrays, model_config: model_configs.ModelConfig
-) -> Arrays:
-  """Weights of a training state, all of them, in the model's own shapes."""
-  model = nnx.eval_shape(lambda: rcmed.RCMed(model_config, rngs=nnx.Rngs(0)))
-  return jax.tree.map(
-    lambda held, own: rules.resized(held, own.shape),
-    weights,
-    nnx.to_pure_dict(nnx.state(model)),
-  )
 
 
 def make_train_step(

@@ -20,7 +20,7 @@ from rcmed_jax.data.pipeline import DataConfig
 from rcmed_jax.eval.protocols import EvalConfig
 from rcmed_jax.model.rcmed import RCMed
 from rcmed_jax.parallel.mesh import MeshConfig
-from rcmed_jax.train import averages, checkpoints
+from rcmed_jax.train import averages, checkpoints, reading
 from rcmed_jax.train import step as steps
 from rcmed_jax.train.config import TrainConfig
 from rcmed_jax.train.optimizer import OptimizerConfig
@@ -202,6 +202,20 @@ def test_a_run_is_exported_with_its_updates_merged(tmp_path, capsys):
   held = store.read(tmp_path / "in").model
   assert (held.image, held.language) == (config.image, config.language)
   assert held.channel_order == "rgb" and held.lora.rank == 0
+
+
+def test_a_run_is_exported_one_array_at_a_time(tmp_path, monkeypatch):
+  _train(tmp_path / "run", toy.model_config(lora_rank=2))
+  order, placed = [], reading.Stored.placed
+
+  def noted(stored, sharding):
+    order.append(stored.name)
+    return placed(stored, sharding)
+
+  monkeypatch.setattr(reading.Stored, "placed", noted)
+  assert _rcmed("export", tmp_path / "run", tmp_path / "out") == 0
+  assert len(order) == len(set(order))
+  assert "language.layers.q.kernel" in order
 
 
 def test_a_run_keeps_its_updates_apart_where_asked(tmp_path):

@@ -19,11 +19,8 @@ class _Saved:
   def __exit__(self, *_):
     pass
 
-  def latest(self):
-    return 360
-
-  def best(self):
-    return 200
+  def chosen(self, *, best):
+    return 200 if best else 360
 
 
 @pytest.fixture(autouse=True)

@@ -121,6 +121,10 @@ def test_low_rank_updates_train_on_converted_weights_and_leave(
   scale = model.lora.alpha / model.lora.rank
   expected = np.float32(kernel) + scale * down @ up
   np.testing.assert_allclose(merged, expected, rtol=1e-2, atol=1e-3)
+  np.testing.assert_array_equal(
+    np.asarray(again["language.embedding"]),
+    np.asarray(held.tensors["language.embedding"]),
+  )
   np.testing.assert_allclose(
     np.asarray(again["mask_decoder.quality_token"], np.float32),
     np.asarray(held.tensors["mask_decoder.quality_token"], np.float32),

@@ -95,6 +95,12 @@ def test_the_vectors_pass_in_bfloat16(vectors, capsys):
   [
     ({"input_ids": 107}, "input_ids go up to 107, the checkpoint has 107"),
     ({"gt_masks": np.zeros((2, 1, 75, 100))}, "row 0 of input_ids has 3 [SEG]"),
+    ({"gt_masks": np.zeros((2, 3, 75, 99))}, "gt_masks float64[2, 3, 75, 99]"),
+    ({"labels": np.zeros((1, 32), int)}, "labels int64[1, 32], gt_masks"),
+    (
+      {"input_ids": np.zeros((2, 32), int)},
+      "row 0 of input_ids must hold -200",
+    ),
   ],
 )
 def test_inputs_of_another_model_are_refused(
@@ -115,6 +121,10 @@ def test_a_case_that_is_none_is_named(vectors, tmp_path, capsys):
   np.savez(tmp_path / "half.npz", labels=np.zeros(1))
   assert _verify(vectors, tmp_path / "half.npz") == 2
   assert "lacks images_bgr_u8, input_ids, gt_masks" in capsys.readouterr().err
+  whole = (tmp_path / "half.npz").read_bytes()
+  (tmp_path / "half.npz").write_bytes(whole[: len(whole) // 2])
+  assert _verify(vectors, tmp_path / "half.npz") == 2
+  assert "is no .npz file, or damaged" in capsys.readouterr().err
 
 
 def test_gradients_of_unknown_tensors_are_named(vectors, shared):

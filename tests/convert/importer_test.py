@@ -362,6 +362,14 @@ def test_a_missing_config_is_named(kind, source, tmp_path):
     ({"rope_scaling": {"type": "linear", "factor": 2}}, "scaled rotary"),
     ({"rope_parameters": {"rope_type": "yarn"}}, "scaled rotary"),
     ({"out_dim": None}, "config.json lacks out_dim"),
+    ({"hidden_size": "48"}, "hidden_size='48', expected a whole number"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers=0, expected a whole number"),
+    ({"rms_norm_eps": [1]}, "rms_norm_eps=[1], expected a number above 0"),
+    ({"rope_theta": True}, "rope_theta=True, expected a number"),
+    ({"rope_parameters": 3}, "rope_parameters is 3, expected a block"),
+    ({"vision": [1]}, "vision is [1], expected a block"),
+    ({"vision": {"depth": 2}}, "config.json lacks vision.image_size, "),
+    ({"rcmed": {"dropout": 0}}, "rcmed.dropout is unknown"),
   ],
 )
 def test_a_config_that_does_not_fit_is_named(changes, said, source, tmp_path):
@@ -398,6 +406,10 @@ def test_weights_of_another_config_are_refused(source, tmp_path):
   path.write_text(path.read_text().replace('"hidden": 32', '"hidden": 64'))
   with pytest.raises(ValueError, match=r"are not those of its config\.json"):
     store.read(tmp_path / "ours")
+  for spoilt in ({"format": 1}, {"format": 1, "kind": "x", "model": {}}):
+    path.write_text(json.dumps(spoilt))
+    with pytest.raises(ValueError, match=r"config\.json is not as it was"):
+      store.read(tmp_path / "ours")
 
 
 def test_what_the_original_cannot_do_is_told_or_refused():

@@ -50,7 +50,7 @@ from rcmed_jax.train import checkpoints
 
 workdir, index = sys.argv[1:]
 told = ["train", "--config=configs/demo.py:tiny", "--workdir=" + workdir,
-        "--config.data.index=" + index]
+        "--config.data.index=" + index, "--config.model.correlation.steps=0"]
 assert cli.main(told) == 0
 # Finished: this reads checkpoint, settings and tokenizer, and trains no step.
 assert cli.main([*told, "--resume=required"]) == 0
@@ -59,6 +59,8 @@ assert settings.load(workdir).train.steps == 6
 with checkpoints.Checkpoints(workdir) as saved:
   assert saved.latest() == 6
 assert cli.main(["evaluate", "--workdir=" + workdir, "--index=" + index]) == 2
+assert cli.main(["convert", "export", workdir, index + ".out"]) == 0
+assert (epath.Path(index + ".out") / "tokenizer.model").exists()
 assistant = answering.load_assistant(workdir)
 print("found:", *sorted(path.name for path in epath.Path(workdir).iterdir()))
 """

@@ -73,6 +73,11 @@ def test_what_is_no_class_file_is_named(tmp_path):
   path.write_bytes(b"nothing")
   with pytest.raises(ValueError, match=r"class\.npz is no class file"):
     new_classes.load(path)
+  _learn([_square(8, 8)]).save(path)
+  whole = path.read_bytes()
+  path.write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(ValueError, match=r"class\.npz is no class file"):
+    new_classes.load(path)
   np.savez(path, format=0)
   with pytest.raises(ValueError, match="another format"):
     new_classes.load(path)

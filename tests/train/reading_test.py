@@ -10,7 +10,7 @@ import pytest
 
 from launch import local
 from rcmed_jax.parallel import faults, hosts
-from rcmed_jax.train import reading
+from rcmed_jax.train import fingerprints, reading
 
 PROGRAM = """
 import pathlib
@@ -156,8 +156,11 @@ def test_a_stored_array_is_read_alone_and_compared(tmp_path):
   folder = epath.Path(tmp_path / "item")
   with reading.ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(folder, arrays)
-  found = reading.stored(folder, {"c": 1})
+  prints = fingerprints.of(arrays)
+  with pytest.raises(ValueError, match=r"a\.b is not what was saved"):
+    reading.stored(folder, {"c": prints["c"]})
+  found = reading.stored(folder, prints | {"c": prints["c"] ^ 1})
   assert set(found) == {"a.b", "c"}
   np.testing.assert_array_equal(np.asarray(found["a.b"]), np.arange(8.0))
-  with pytest.raises(ValueError, match="c does not hold the numbers"):
+  with pytest.raises(ValueError, match=r"item cannot be read: c does not hold"):
     np.asarray(found["c"])

@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 import html
 import json
-import os
 import pathlib
 from typing import Any
 
-from rcmed_jax.data import web_page
+from rcmed_jax.data import files, web_page
 from rcmed_jax.ingest.checking import check, page
 
 # What `report.json` calls "": a license that nobody gave.
@@ -16,9 +15,7 @@ NO_LICENSE = "none given"
 
 def write(out: pathlib.Path, report: Mapping[str, Any]) -> pathlib.Path:
   """Writes report.json and index.html; returns the page's path."""
-  new = out / "report.json.new"
-  new.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-  os.replace(new, out / "report.json")
+  files.write_whole(out / "report.json", json.dumps(report, indent=1) + "\n")
   counts = report["counts"]
   sections = {
     "Findings": _findings(report),

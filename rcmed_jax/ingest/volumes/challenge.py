@@ -27,6 +27,7 @@ import zipfile
 
 import numpy as np
 
+from rcmed_jax.data import npz
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.data.records import Triplet
 from rcmed_jax.ingest import sources
@@ -214,7 +215,7 @@ def _arrays(
       labels = npz_file.member(other, "gts")
   except DataError:
     raise
-  except npz_file.DAMAGED as error:
+  except npz.DAMAGED as error:
     raise DataError(
       path,
       "image",

@@ -2,35 +2,12 @@
 
 import math
 import pathlib
-import struct
-import tokenize
 import zipfile
-import zlib
 
 import numpy as np
 
 from rcmed_jax.data.checks import DataError
 from rcmed_jax.ingest.volumes import volumes
-
-# What zipfile and numpy raise of files that are none, and of damaged ones.
-DAMAGED = (
-  zipfile.BadZipFile,
-  zlib.error,
-  OSError,
-  EOFError,
-  ValueError,
-  TypeError,
-  KeyError,
-  NotImplementedError,
-  OverflowError,
-  MemoryError,
-  IndexError,
-  struct.error,
-  # numpy reads an array's header as Python.
-  SyntaxError,
-  tokenize.TokenError,
-  RuntimeError,  # zipfile's, of encrypted members
-)
 
 
 def member(path: pathlib.Path, name: str) -> np.ndarray | None:
@@ -44,7 +21,7 @@ def member(path: pathlib.Path, name: str) -> np.ndarray | None:
 
   Raises:
     DataError: it is too large, or no array of numbers.
-    DAMAGED: the file is damaged.
+    npz.DAMAGED: the file is damaged.
   """
   with zipfile.ZipFile(path) as archive:
     try:
