@@ -48,8 +48,9 @@ def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     "rcmed convert",
     allow_abbrev=False,
-    description="Converts checkpoints, one tensor in memory at a time. A "
-    "conversion that was stopped goes on when the same command is given.",
+    description="Converts checkpoints, one tensor in memory at a time; of a "
+    "run, all layers of one kind. A conversion that was stopped goes on when "
+    "the same command is given.",
   )
   commands = parser.add_subparsers(dest="command", required=True)
   reading = commands.add_parser("import", help="PyTorch checkpoint to ours")

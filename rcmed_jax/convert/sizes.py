@@ -6,7 +6,6 @@ the original code cannot know about a model of ours stands in a block "rcmed".
 """
 
 from collections.abc import Mapping
-import math
 from typing import Any, get_type_hints
 
 import ml_dtypes
@@ -50,6 +49,8 @@ _IMAGE = {
 }
 _DECODER = {"heads": "decoder_num_heads", "hidden": "decoder_mlp_dim"}
 _WIDTH = {"width": "out_dim"}  # of the decoder, outside that block
+# Of any size; a larger one is a slip that no memory would hold.
+_LARGEST = 100_000_000
 # The block of what the original code does not do.
 _OWN = ("channel_order", "attention")
 
@@ -221,10 +222,10 @@ def _size(name: str, value: Any, kind: Any) -> Any:
       )
     return tuple(value)
   numbers = (int,) if kind is int else (int, float)
-  if type(value) not in numbers or not 0 < value < math.inf:
+  if type(value) not in numbers or not 0 < value <= _LARGEST:
     raise ValueError(
       f"config.json: {name}={value!r}, expected a "
-      f"{'whole ' if kind is int else ''}number above 0."
+      f"{'whole ' if kind is int else ''}number above 0, at most {_LARGEST:,}."
     )
   return kind(value)
 
