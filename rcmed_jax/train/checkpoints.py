@@ -37,6 +37,7 @@ from rcmed_jax.train import (
   room,
   scores,
   survivors,
+  writing,
 )
 from rcmed_jax.train import step as steps
 
@@ -94,9 +95,9 @@ class Checkpoints:
           async_options=ocp.AsyncOptions(timeout_secs=_LONGEST_S),
         ),
         item_handlers={
-          "trainable": ocp.StandardCheckpointHandler(),
-          "optimizer": ocp.StandardCheckpointHandler(),
-          "average": ocp.StandardCheckpointHandler(),
+          "trainable": writing.handler(),
+          "optimizer": writing.handler(),
+          "average": writing.handler(),
           "data": ocp.JsonCheckpointHandler(),
           "meta": ocp.JsonCheckpointHandler(),
         },
@@ -155,19 +156,18 @@ class Checkpoints:
     hosts.first_does(lambda: room.require(self._folder, needed))
     try:
       if frozen_missing:
-        with ocp.StandardCheckpointer() as checkpointer:
-          checkpointer.save(self._frozen, state.frozen, force=True)
+        writing.alone(self._frozen, state.frozen)
         self._frozen_written = True
       meta = {"step": step, **meta}
       check = self._prints(state, data_state, meta)
       items = {
-        "trainable": ocp.args.StandardSave(state.trainable),
-        "optimizer": ocp.args.StandardSave(state.moments),
+        "trainable": ocp.args.PyTreeSave(state.trainable),
+        "optimizer": ocp.args.PyTreeSave(state.moments),
         "data": ocp.args.JsonSave({"state": data_state}),
       }
       if average is not None:
         check["average"] = fingerprints.of(average)
-        items["average"] = ocp.args.StandardSave(average)
+        items["average"] = ocp.args.PyTreeSave(average)
       items["meta"] = ocp.args.JsonSave({**meta, _CHECK: check})
       self._manager.save(step, args=ocp.args.Composite(**items))
     except (OSError, ValueError, RuntimeError) as error:
