@@ -150,10 +150,8 @@ def _language(
       f"config.json: scaled rotary positions, {rope}, are not known to this "
       "model; convert a checkpoint without them."
     )
-  for block in (rope, told):
-    if "rope_theta" in block:
-      theta = {"rope_theta": "rope_theta"}
-      found |= _sizes(block, theta, LanguageConfig)
+  theta = rope.get("rope_theta", LanguageConfig.rope_theta)
+  theta = _size("rope_theta", told.get("rope_theta", theta), float)
   stored = tensors[EMBEDDING].shape[0] if EMBEDDING in tensors else None
   vocabulary = found["vocabulary"]
   if stored not in (None, vocabulary):
@@ -169,20 +167,15 @@ def _language(
       f"{vocabulary - SEG_FROM_END}: [SEG] is the fifth of the seven tokens "
       "that end the vocabulary; use a checkpoint with the release's tokens."
     )
-  return LanguageConfig(**found, attention=attention)
+  return LanguageConfig(**found, rope_theta=theta, attention=attention)
 
 
 def _vision(
   told: Mapping[str, Any],
 ) -> tuple[ImageEncoderConfig, MaskDecoderConfig]:
-  vision = {f"vision.{name}": v for name, v in _block(told, "vision").items()}
-
-  def sizes(table: Mapping[str, str], kind: type) -> dict[str, Any]:
-    inside = {ours: f"vision.{theirs}" for ours, theirs in table.items()}
-    return _sizes(vision, inside, kind)
-
-  image = sizes(_IMAGE, ImageEncoderConfig)
-  decoder = sizes(_DECODER, MaskDecoderConfig)
+  vision = _block(told, "vision")
+  image = _sizes(vision, _IMAGE, ImageEncoderConfig, "vision.")
+  decoder = _sizes(vision, _DECODER, MaskDecoderConfig, "vision.")
   decoder |= _sizes(told, _WIDTH, MaskDecoderConfig)
   return ImageEncoderConfig(**image), MaskDecoderConfig(**decoder)
 
@@ -196,10 +189,10 @@ def _block(told: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _sizes(
-  told: Mapping[str, Any], table: Mapping[str, str], kind: type
+  told: Mapping[str, Any], table: Mapping[str, str], kind: type, block: str = ""
 ) -> dict[str, Any]:
   """What `table` names, by our names, each of the type that `kind` gives it."""
-  lacking = [theirs for theirs in table.values() if theirs not in told]
+  lacking = [block + theirs for theirs in table.values() if theirs not in told]
   if lacking:
     raise ValueError(
       f"config.json lacks {', '.join(lacking)}; copy it again from where the "
@@ -208,13 +201,13 @@ def _sizes(
     )
   types = get_type_hints(kind)
   return {
-    ours: _size(theirs, told[theirs], types[ours])
+    ours: _size(block + theirs, told[theirs], types[ours])
     for ours, theirs in table.items()
   }
 
 
 def _size(name: str, value: Any, kind: Any) -> Any:
-  """The value, if it is one of that type; JSON tells 4.0 as 4."""
+  """The value, if it is of that type; where a float is asked for, 4 is 4.0."""
   if kind not in (int, float):  # places of blocks
     if not isinstance(value, list | tuple) or {*map(type, value)} != {int}:
       raise ValueError(
