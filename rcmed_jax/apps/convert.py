@@ -23,7 +23,8 @@ from rcmed_jax.convert import (
 )
 from rcmed_jax.data import tokens
 from rcmed_jax.model import config as model_configs
-from rcmed_jax.train import checkpoints, reading
+from rcmed_jax.train import checkpoints
+from rcmed_jax.train.reading import Stored
 
 
 def main(argv: Sequence[str]) -> int:
@@ -142,7 +143,7 @@ def _export(args: argparse.Namespace, progress: stream.Progress) -> None:
   write = functools.partial(
     exporter.convert,
     out=args.out,
-    tokenizer=tokenizer if tokenizer.exists() else None,
+    tokenizer=tokenizer if tokenizer.is_file() else None,
     merge=merge,
     progress=progress,
   )
@@ -191,7 +192,7 @@ class _Trained:
 
 
 def _trained(
-  stored: Mapping[str, reading.Stored], model: model_configs.ModelConfig
+  stored: Mapping[str, Stored], model: model_configs.ModelConfig
 ) -> dict[str, _Trained]:
   """A run's arrays by dotted path.
 

@@ -71,7 +71,7 @@ def read(folder: pathlib.Path) -> Converted:
   try:
     kind, model = told["kind"], _model(told["model"])
     parts, release = names.PARTS[kind], told["release"]
-  except (KeyError, TypeError) as error:
+  except (KeyError, TypeError, AttributeError) as error:
     raise ValueError(
       f"{folder / CONFIG} is not as it was written ({error!r}); convert the "
       "checkpoint again."

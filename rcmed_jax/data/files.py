@@ -30,28 +30,35 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
   )
 
 
-def write_whole(path: str | os.PathLike[str], data: str | bytes) -> None:
-  """Makes this, text or bytes, all of a file; it is never seen half written.
+def write_whole(
+  path: str | os.PathLike[str], data: str | bytes | Iterable[str]
+) -> None:
+  """Makes this all of a file, which is never seen half written.
 
   Killed, or where the disk is full, what was there before stays.
+
+  Args:
+    path: on a disk or in a bucket.
+    data: text, bytes, or lines with their ends, written one by one.
 
   Raises:
     OSError: names the file.
   """
   path = epath.Path(path)
-  data = data.encode() if isinstance(data, str) else data
+  pieces = [data] if isinstance(data, str | bytes) else data
+  encoded = (p.encode() if isinstance(p, str) else p for p in pieces)
   if is_remote(path):  # a bucket takes all or nothing
-    path.write_bytes(data)
+    path.write_bytes(b"".join(encoded))
     return
   # Its own for each process: several may write the same file.
   part = path.with_name(f"{path.name}.{os.getpid()}.part")
   try:
     with _named(path):
-      part.write_bytes(data)
+      with part.open("wb") as file:
+        file.writelines(encoded)
       os.replace(part, path)
-  except OSError:
+  finally:
     part.unlink(missing_ok=True)
-    raise
 
 
 class LineFile:
@@ -131,7 +138,7 @@ class LineFile:
     self._whole = True
 
   def _upload(self) -> None:
-    write_whole(self.path, "".join(self._lines))
+    write_whole(self.path, self._lines)
     self._written_at = time.monotonic()
     self._behind = False
 

@@ -48,4 +48,4 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
   lines = (json.dumps(row, sort_keys=True, allow_nan=False) for row in rows)
-  files.write_whole(path, "".join(f"{line}\n" for line in lines))
+  files.write_whole(path, (f"{line}\n" for line in lines))

@@ -406,8 +406,12 @@ def test_weights_of_another_config_are_refused(source, tmp_path):
   path.write_text(path.read_text().replace('"hidden": 32', '"hidden": 64'))
   with pytest.raises(ValueError, match=r"are not those of its config\.json"):
     store.read(tmp_path / "ours")
-  for spoilt in ({"format": 1}, {"format": 1, "kind": "x", "model": {}}):
-    path.write_text(json.dumps(spoilt))
+  for spoilt in (
+    {},
+    {"kind": "x", "model": {}},
+    {"kind": "syre", "model": {"image": 3}},
+  ):
+    path.write_text(json.dumps({"format": 1} | spoilt))
     with pytest.raises(ValueError, match=r"config\.json is not as it was"):
       store.read(tmp_path / "ours")
 

@@ -62,6 +62,16 @@ def test_lines_are_found_again_by_their_places(tmp_path):
   assert file.at(5) == "zwei\n"
 
 
+def test_lines_that_cannot_all_be_made_leave_the_file_as_it_was(tmp_path):
+  path = tmp_path / "a.jsonl"
+  files.write_whole(path, (f"{number}\n" for number in range(3)))
+  assert path.read_text() == "0\n1\n2\n"
+  with pytest.raises(ZeroDivisionError):
+    files.write_whole(path, (f"{1 // number}\n" for number in (1, 0)))
+  assert path.read_text() == "0\n1\n2\n"
+  assert [found.name for found in tmp_path.iterdir()] == ["a.jsonl"]
+
+
 @pytest.mark.parametrize("data", ["new\n", b"\0new"])
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, data, monkeypatch):
   path = tmp_path / "a.json"
