@@ -39,10 +39,14 @@ def test_the_table_gives_the_reason(capsys):
 def test_every_op_takes_the_shapes_of_the_table(op):
   op = bench_kernels.OPS[op]
   for numbers in op.sizes.values():
-    jax.eval_shape(
+    given = op.shapes(numbers, jnp.dtype(jnp.bfloat16))
+    found = jax.eval_shape(
       lambda operands, op=op: op.run(**operands, implementation="reference"),
-      op.shapes(numbers, jnp.dtype(jnp.bfloat16)),
+      given,
     )
+    for leaf in jax.tree.leaves(found):
+      assert leaf.dtype == jnp.bfloat16
+      assert leaf.shape in [held.shape for held in jax.tree.leaves(given)]
 
 
 def test_times_a_cache(capsys):

@@ -307,9 +307,11 @@ def test_compiles_at_full_size_with_little_beside(name):
 @pytest.mark.parametrize(("heads", "words"), [(1, 512), (2, 128), (16, 128)])
 def test_compiles_for_heads_of_any_width(heads, words, dtype):
   """The widest with as many words as the kernels take: these fill VMEM."""
-  _compile("v5e:2x4", 2, 512, words, 256, heads=heads, dtype=dtype)
+  compiled = _compile("v5e:2x4", 2, 512, words, 256, heads=heads, dtype=dtype)
+  assert compiled.as_text().count("tpu_custom_call") == 2
 
 
 @pytest.mark.heavy
 def test_compiles_for_the_narrowest_heads():
-  _compile("v5e:2x4", 2, 512, 128, 256, heads=32)
+  compiled = _compile("v5e:2x4", 2, 512, 128, 256, heads=32)
+  assert compiled.as_text().count("tpu_custom_call") == 2
